@@ -1,0 +1,30 @@
+"""What a worker is told: one run with its seed, where its records go, and whom it follows."""
+
+from typing import Literal
+
+from fat_ray.spec.base import Strict
+from fat_ray.spec.run import RunSpec
+
+
+class RunJob(Strict):
+    """One run to be trained. Travels to the workers as JSON.
+
+    Attributes are those of `fat_ray.events.RunStart`, and:
+    """
+
+    study: str
+    run: str
+    """Unique in the study; part of the records' paths."""
+    trial: int | None
+    """Number of the trial; None for a baseline or a single run."""
+    seed: int
+    role: Literal["search", "baseline", "single"]
+    label: str = ""
+    """Name of the baseline."""
+    params: dict[str, bool | int | float | str | None] = {}
+    """Searched fields and their values, already part of `spec`."""
+    spec: RunSpec
+    directory: str
+    """Absolute path of the study's directory, shared by all workers."""
+    follow: list[tuple[int, int]] | None = None
+    """random_matched: the followed schedule as (step, active elements after the event), in order."""

@@ -1,0 +1,14 @@
+"""Shared by all tests: where the tree is, and time limits by kind of test (unit tests one second, unless they say otherwise)."""
+
+from pathlib import Path
+
+import pytest
+
+UNIT_TIMEOUT_S = 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    unit = Path(__file__).parent / "unit"
+    for item in items:
+        if unit in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(UNIT_TIMEOUT_S))
