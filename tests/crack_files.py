@@ -35,8 +35,14 @@ def crack(size: int = 64, row: int = 20) -> np.ndarray:
     return mask
 
 
-def make_rows(count: int) -> list[Row]:
-    return [{"id": f"tile{i}", "image_jpeg": jpeg(colour=(20 * i, 100, 50)), "mask_png": png(crack(row=i))} for i in range(count)]
+def make_rows(count: int, size: int = 64) -> list[Row]:
+    """Tile i has a black crack in row i on a flat colour whose red is 20 i."""
+    rows = []
+    for i in range(count):
+        mask = crack(size, row=i)
+        image = np.full((size, size, 3), (20 * i, 100, 50), dtype=np.uint8) * ~mask[..., None]
+        rows.append({"id": f"tile{i}", "image_jpeg": encode(Image.fromarray(image), "JPEG"), "mask_png": png(mask)})
+    return rows
 
 
 def write_rows(path: Path, rows: list[Row], columns: tuple[str, ...] = ("id", "image_jpeg", "mask_png")) -> Path:

@@ -1,6 +1,6 @@
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ class Points:
 class Regression:
     """The smallest custom task."""
 
-    metrics: Any = {"error": "minimize"}
+    metrics: ClassVar[Any] = {"error": "minimize"}
 
     def __init__(self, count: int = 4) -> None:
         self.count = count
@@ -59,7 +59,7 @@ class WithoutLoss(Regression):
 
 
 class Undirected(Regression):
-    metrics: Any = {"error": "down"}
+    metrics: ClassVar[Any] = {"error": "down"}
 
 
 class WithoutVal(Regression):
