@@ -1,4 +1,7 @@
-"""Mirrors records to Weights & Biases, from the driver: one W&B run per trial and seed. The records are the truth; a failing mirror stops nothing."""
+"""Mirrors records to Weights & Biases, from the driver: one W&B run per trial and seed.
+
+The records are the truth: the mirror reads nothing else, and its failure stops nothing.
+"""
 
 import logging
 import os
@@ -137,7 +140,7 @@ class WandbMirror:
 
 
 def run_config(start: RunStart) -> dict[str, Any]:
-    """The configuration of a W&B run: everything of `RunStart` but the groups. Dotted parameters become nested, since W&B reads dots as paths."""
+    """The configuration of a W&B run: `RunStart` without the groups. Parameters are nested, since W&B reads the dots of a key as a path."""
     names = ("study", "run", "trial", "seed", "role", "label", "spec", "environment", "total_elements")
     config = {name: getattr(start, name) for name in names}
     return {**config, "num_groups": len(start.groups), "params": _nested(start.params)}
