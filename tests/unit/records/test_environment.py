@@ -8,8 +8,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import fat_ray
 import pytest
+
+import fat_ray
 from fat_ray.records import environment
 from fat_ray.records.environment import capture, git_state
 
@@ -20,7 +21,7 @@ def git(directory: Path, *arguments: str) -> None:
 
 
 @pytest.fixture
-def repository(tmp_path, monkeypatch):
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git(tmp_path, "init", "-q")
     (tmp_path / "a").write_text("1")
     git(tmp_path, "add", "a")
@@ -29,7 +30,7 @@ def repository(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_versions_come_from_what_is_installed_and_the_rest_is_as_given():
+def test_versions_come_from_what_is_installed_and_the_rest_is_as_given() -> None:
     found = capture(world_size=2, device="cpu")
     assert found["versions"]["torch"] == metadata.version("torch")
     assert found["versions"]["pyarrow"] == metadata.version("pyarrow")
@@ -40,12 +41,12 @@ def test_versions_come_from_what_is_installed_and_the_rest_is_as_given():
     assert json.loads(json.dumps(found)) == found
 
 
-def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "_PACKAGES", ("no-such-package-here",))
     assert capture(world_size=1, device="cpu")["versions"]["no-such-package-here"] is None
 
 
-def test_nothing_names_the_machine_the_user_or_a_variable(monkeypatch):
+def test_nothing_names_the_machine_the_user_or_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "planted-secret-0123456789")
     text = json.dumps({key: value for key, value in capture(world_size=1, device="cpu").items() if key != "platform"})
     for private in ("planted", socket.gethostname(), str(Path.home()), getpass.getuser(), str(Path.cwd())):
@@ -53,7 +54,7 @@ def test_nothing_names_the_machine_the_user_or_a_variable(monkeypatch):
 
 
 @pytest.mark.timeout(20)
-def test_capturing_imports_no_heavy_package():
+def test_capturing_imports_no_heavy_package() -> None:
     code = (
         "import sys; from fat_ray.records.environment import capture; capture(world_size=1, device='cpu'); "
         "print([name for name in ('torch', 'ray', 'optuna', 'numpy', 'pyarrow', 'wandb') if name in sys.modules])"
@@ -63,7 +64,7 @@ def test_capturing_imports_no_heavy_package():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_commit_is_that_of_the_working_directory_and_changes_make_it_dirty(repository):
+def test_the_commit_is_that_of_the_working_directory_and_changes_make_it_dirty(repository: Path) -> None:
     clean = git_state()
     assert len(clean["git_commit"]) == 40
     assert clean["git_dirty"] is False
@@ -73,14 +74,14 @@ def test_the_commit_is_that_of_the_working_directory_and_changes_make_it_dirty(r
     assert git_state() == {**clean, "git_dirty": True}
 
 
-def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
+def test_outside_a_repository_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert git_state() == {"git_commit": None, "git_dirty": None}
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 5)])
-def test_without_git_there_is_no_commit(monkeypatch, error):
-    def fail(*arguments, **options):
+def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr(subprocess, "run", fail)
