@@ -53,7 +53,10 @@ def open_studies(directories: Sequence[Path | str]) -> list[Study]:
     Raises:
         RecordError: A directory holds no study, or one that was written by a newer major version.
     """
-    paths = list({Path(directory).resolve(): Path(directory) for directory in directories}.values())
+    distinct: dict[Path, Path] = {}
+    for directory in directories:
+        distinct.setdefault(Path(directory).resolve(), Path(directory))
+    paths = list(distinct.values())
     manifests = [_read_manifest(path) for path in paths]
     repeated = Counter(manifest["name"] for manifest in manifests)
     keys = [

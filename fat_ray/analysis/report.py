@@ -46,7 +46,7 @@ def write_report(directory: Path | str, *, run: str | None = None) -> Path:
 def chart_library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that needs nothing else."""
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    script: str = vl_convert.javascript_bundle(None, version)
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version)
     return script.replace("</script", "<\\/script")
 
 
@@ -61,6 +61,7 @@ def render_report(comparison: Comparison, *, run: str | None, library: str) -> s
     study = comparison.studies[0]
     chosen = _chosen(comparison, run)
     environment = Environment(loader=PackageLoader("fat_ray.analysis"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     template = environment.get_template("report.html")
     source = partial(_packaged, environment)
     return template.render(

@@ -17,6 +17,7 @@ from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, RunEnd, RunSta
 from fat_ray.records.schema import SCHEMA_VERSION, TABLES, rows
 from fat_ray.spec.study import StudySpec, as_json
 
+pa.array([0])  # makes pyarrow look for pandas now, not within the time limit of the first test
 STARTED = datetime(2026, 3, 14, 9, 26, tzinfo=UTC)
 
 
@@ -123,7 +124,7 @@ def write_study(
     if text:
         (directory / "study.yaml").write_text(text)
     for number, run in enumerate(runs):
-        start = _start(run, spec, list(groups or small_groups()), STARTED + timedelta(minutes=number))
+        start = start_of(run, spec, groups or small_groups(), STARTED + timedelta(minutes=number))
         write_events(directory, start, _events(run, start, spec, constant_f1))
     return directory
 
@@ -140,7 +141,8 @@ def write_events(directory: Path, start: RunStart, events: Iterator[Event], part
         pq.write_table(pa.Table.from_pylist(written, schema=TABLES[table]), path, compression="zstd")
 
 
-def _start(run: FakeRun, spec: StudySpec, groups: list[GroupInfo], at: datetime) -> RunStart:
+def start_of(run: FakeRun, spec: StudySpec, groups: Sequence[GroupInfo], at: datetime = STARTED) -> RunStart:
+    """The first event of a run."""
     document = as_json(spec.run)
     for key, value in run.params.items():
         part, _, name = key.partition(".")
