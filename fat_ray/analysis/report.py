@@ -66,7 +66,7 @@ def render_report(comparison: Comparison, *, run: str | None, library: str) -> s
     source = partial(_packaged, environment)
     return template.render(
         name=study.key,
-        created_at=study.created_at,
+        created_at=study.manifest.created_at,
         written_at=datetime.now(UTC),
         states=words.states(comparison),
         metric=text.metric_name(comparison.metric),
@@ -125,15 +125,13 @@ def _commands(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _environment(comparison: Comparison) -> list[tuple[str, str]]:
-    """What the runs recorded about where they ran; values that differ between runs are listed side by side."""
-    study = comparison.studies[0]
-    seen: dict[str, dict[str, None]] = {}
-    for key, value in study.manifest.items():
-        if key not in ("spec", "name"):
-            seen[key] = {_plain(value): None}
+    """The manifest, and what the runs recorded about where they ran; values that differ between runs stand side by side."""
+    manifest = comparison.studies[0].manifest
+    seen = {key: {_plain(value): None} for key, value in manifest.model_dump(mode="json", exclude={"spec", "name", "command"}).items()}
+    seen["command"] = {shlex.join(manifest.command): None}
     for recorded in series.environments(comparison):
         for key, value in _flat(recorded):
-            seen.setdefault(key, {})[_plain(value)] = None
+            seen.setdefault(f"run.{key}", {})[_plain(value)] = None
     return [(key, " | ".join(values)) for key, values in seen.items()]
 
 

@@ -14,6 +14,8 @@ from fat_ray.analysis.render import as_csv, as_json, as_table
 from tests.support.studies import FakeRun, study_spec, write_study
 from tests.unit.analysis.conftest import CHEAP, FULL, GOOD, MATCHED
 
+pytestmark = pytest.mark.timeout(10)  # writes and reads real records: a fifth of a second, more where many processes share the disk
+
 NUMBER, COUNT, TEXT, FLAG = (int, float, type(None)), (int, type(None)), (str,), (bool,)
 
 # What the JSON document promises (docs/compare.md). A change here is a change of JSON_VERSION, unless it only adds.

@@ -62,7 +62,7 @@ def _hostile_study(directory: Path) -> Path:
     ]
     study = write_study(directory, runs, spec=study_spec(steps=20), groups=groups, text=f"name: x # {HOSTILE}\n")
     manifest = json.loads((study / "study.json").read_text())
-    (study / "study.json").write_text(json.dumps({**manifest, "name": HOSTILE, "git_commit": HOSTILE}))
+    (study / "study.json").write_text(json.dumps({**manifest, "git_commit": HOSTILE}))
     return study
 
 
@@ -75,7 +75,7 @@ def test_names_reasons_and_settings_of_a_study_cannot_become_markup(tmp_path: Pa
     assert not [attributes for _, attributes in page.elements if any(name.startswith("on") for name in attributes)]
     assert "alert(1)</script>" not in html
     shown = "".join(page.text)
-    assert shown.count(HOSTILE) >= 4  # title, reason, setting, file: said, not lost
+    assert shown.count(HOSTILE) >= 4  # reason, setting, file, commit: said, not lost
     assert "1337" not in shown  # the template language is not applied to values
     assert "<" not in page.scripts[0]
     assert any(bar["group"] == f"{HOSTILE}0" for bar in _values(page.data["charts"]["schedule"]))
@@ -162,7 +162,7 @@ def test_the_full_run_has_a_schedule_without_freezing_and_no_drift(study: Path) 
 
 
 def test_no_study_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="is not a study"):
+    with pytest.raises(RecordError, match="holds no study"):
         _report(tmp_path)
 
 

@@ -10,6 +10,8 @@ from fat_ray.events import GroupInfo
 from tests.support.studies import FakeRun, lite0_groups, small_groups, study_spec, write_study
 from tests.unit.analysis.conftest import GOOD
 
+pytestmark = pytest.mark.timeout(10)  # writes and reads real records: a fifth of a second, more where many processes share the disk
+
 
 def _comparison(directory: Path, *runs: FakeRun, groups: list[GroupInfo] | None = None, steps: int = 20) -> Comparison:
     spec = study_spec(steps=steps, freeze={"warmup_steps": 4})
