@@ -91,8 +91,8 @@ def _query(study: Study, metric: str) -> pl.LazyFrame:
     last_step = scan([study], "steps").sort("step").group_by("run").agg(pl.last("step"), pl.last("active_elements"))
     judged = scan([study], "evals").filter(pl.col("split") == split, pl.col("metric") == name)
     last_value = judged.sort("step").group_by("run").agg(pl.last("value"))
-    ends = scan([study], "ends").select("run", "status", "reason", "wall_s")
-    begun = scan([study], "runs").select("run", "spec_json", "total_elements", "started_at")
+    ends = scan([study], "ends").group_by("run").agg(pl.last("status", "reason", "wall_s"))
+    begun = scan([study], "runs").sort("started_at").group_by("run").agg(pl.last("spec_json", "total_elements", "started_at"))
     joined = begun.join(last_step, on="run", how="left").join(last_value, on="run", how="left").join(ends, on="run", how="left")
     return joined.sort("started_at", "run")
 
@@ -107,7 +107,7 @@ def _run_state(row: dict[str, Any], now: datetime) -> RunState:
         value=row["value"],
         active_fraction=None if active is None else active / row["total_elements"],
         elapsed_s=(now - row["started_at"]).total_seconds() if elapsed is None else elapsed,
-        reason=row["reason"] or "",
+        reason=" ".join((row["reason"] or "").split()),
     )
 
 

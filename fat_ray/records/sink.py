@@ -28,6 +28,7 @@ class MemorySink:
         self.events: list[Event] = []
 
     def emit(self, event: Event) -> None:
+        """Keeps the event."""
         self.events.append(event)
 
     def flush(self) -> None:

@@ -1,6 +1,8 @@
 """A study: a base run, what is searched around it, how it is judged, and what it may cost."""
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -21,7 +23,8 @@ class FloatRange(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        return _check_range(self)
+        _check_range(self)
+        return self
 
 
 class IntRange(Strict):
@@ -35,7 +38,8 @@ class IntRange(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        return _check_range(self)
+        _check_range(self)
+        return self
 
 
 class Choice(Strict):
@@ -45,17 +49,13 @@ class Choice(Strict):
     choices: Annotated[list[Scalar], Field(min_length=1)]
 
 
-_Range = TypeVar("_Range", "FloatRange", "IntRange")
-
-
-def _check_range(given: _Range) -> _Range:
+def _check_range(given: FloatRange | IntRange) -> None:
     if given.low > given.high:
         raise ValueError(f"low = {given.low} is greater than high = {given.high}")
     if given.log and given.low <= 0:
         raise ValueError(f"log: true needs low > 0, not {given.low}")
     if given.log and given.step not in (None, 1):
         raise ValueError("log: true and step cannot be combined")
-    return given
 
 
 def _type(value: object) -> str | None:
@@ -153,8 +153,13 @@ class StudySpec(RunSpec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for label, values in (("seeds", self.seeds), ("baselines", self.baselines), ("objectives", [o.metric for o in self.objectives])):
-            repeated = sorted({str(value) for value in values if values.count(value) > 1})
+        listed: dict[str, Sequence[object]] = {
+            "seeds": self.seeds,
+            "baselines": self.baselines,
+            "objectives": [o.metric for o in self.objectives],
+        }
+        for label, values in listed.items():
+            repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
             if repeated:
                 raise ValueError(f"{label} lists {', '.join(repeated)} more than once")
         return self

@@ -1,12 +1,13 @@
 """Whether this machine can run studies: each check says what it found and, when something is amiss, how to mend it."""
 
+import json
 import os
 import platform
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -77,6 +78,11 @@ def as_text(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
+def as_json(checks: list[Check]) -> str:
+    """The checks as a JSON list with stable keys."""
+    return json.dumps([asdict(check) for check in checks], indent=2)
+
+
 def _python_and_packages() -> Iterator[Check]:
     try:
         itself = metadata.distribution("fat-ray")
@@ -108,8 +114,8 @@ def _package(requirement: Requirement) -> Check:
 
 def _torch() -> Iterator[Check]:
     try:
-        import torch  # noqa: PLC0415 - slow, and the other checks must work without it
-        from torch import distributed  # noqa: PLC0415
+        import torch
+        from torch import distributed
     except (ImportError, OSError) as error:
         yield Check("torch-backend", "fail", f"torch cannot be imported: {error}", "reinstall torch from constraints.txt")
         return
