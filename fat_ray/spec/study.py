@@ -1,7 +1,6 @@
 """A study: a base run, what is searched around it, how it is judged, and what it may cost."""
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -153,7 +152,7 @@ class StudySpec(RunSpec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        listed: dict[str, Sequence[object]] = {
+        listed: dict[str, list[Any]] = {
             "seeds": self.seeds,
             "baselines": self.baselines,
             "objectives": [o.metric for o in self.objectives],
