@@ -1,7 +1,7 @@
 """What a run emits, in order: RunStart, then Step, Eval, Drift and Freeze as they happen, then RunEnd.
 
-Events are plain frozen dataclasses without arrays or tensors, so that every sink (Parquet, console, tests) can use them without torch.
-A sequence field that says "per group" is aligned with `RunStart.groups`; a group's position in that list is its id everywhere.
+Events are plain frozen dataclasses without arrays or tensors, so that every sink can use them without torch. A sequence
+field that says "per group" is aligned with `RunStart.groups`; a group's position in that list is its id everywhere.
 """
 
 from collections.abc import Mapping, Sequence

@@ -28,7 +28,7 @@ class MemorySink:
         self.events: list[Event] = []
 
     def emit(self, event: Event) -> None:
-        """Keeps the event."""
+        """Appends the event."""
         self.events.append(event)
 
     def flush(self) -> None:

@@ -1,6 +1,5 @@
 """A study: a base run, what is searched around it, how it is judged, and what it may cost."""
 
-from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -152,13 +151,13 @@ class StudySpec(RunSpec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        listed: dict[str, list[Any]] = {
-            "seeds": self.seeds,
-            "baselines": self.baselines,
-            "objectives": [o.metric for o in self.objectives],
+        listed = {
+            "seeds": [str(seed) for seed in self.seeds],
+            "baselines": [str(label) for label in self.baselines],
+            "objectives": [objective.metric for objective in self.objectives],
         }
         for label, values in listed.items():
-            repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
+            repeated = sorted({value for value in values if values.count(value) > 1})
             if repeated:
                 raise ValueError(f"{label} lists {', '.join(repeated)} more than once")
         return self

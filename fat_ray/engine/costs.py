@@ -1,0 +1,90 @@
+"""What a run has cost so far, and how its metrics went: kept while it runs, summed up at its end."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fat_ray.events import Eval, RunEnd, Status, Step
+from fat_ray.tasks.base import Direction
+
+
+@dataclass
+class Ledger:
+    """Sums over the steps of a run.
+
+    Attributes:
+        total_elements: Entries of all groups.
+        num_workers: Ranks of the run.
+        directions: The task's metrics and which direction is better.
+    """
+
+    total_elements: int
+    num_workers: int
+    directions: Mapping[str, Direction]
+    steps: int = 0
+    updates: int = 0
+    flops: float = 0.0
+    train_s: float = 0.0
+    final: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    def add_step(self, step: Step) -> None:
+        """Counts an optimizer step."""
+        self.steps += 1
+        self.updates += step.active_elements
+        self.flops += step.flops
+        self.train_s += step.step_s
+
+    def add_evaluation(self, result: Eval) -> None:
+        """Keeps the last value of each metric, and the best of ``val`` with the step it was seen at (``val/f1@step``)."""
+        for metric, value in result.metrics.items():
+            key = f"{result.split}/{metric}"
+            self.final[key] = value
+            if result.split != "val":
+                continue
+            known = self.best.get(key)
+            sign = 1 if self.directions.get(metric) == "maximize" else -1
+            if known is None or sign * value > sign * known:
+                self.best[key] = value
+                self.best[f"{key}@step"] = float(result.step)
+
+    @property
+    def mean_active(self) -> float:
+        """The paper's N̄: mean over steps of the number of active entries; all entries before the first step."""
+        return self.updates / self.steps if self.steps else float(self.total_elements)
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds since the run began on this rank."""
+        return time.perf_counter() - self.started
+
+    def summary(self, step: int) -> dict[str, float]:
+        """The last metrics and the costs so far: what a study judges a run by."""
+        costs = {
+            "step": step,
+            "mean_active": self.mean_active,
+            "mean_active_fraction": self.mean_active / self.total_elements,
+            "worker_s": self.wall_s * self.num_workers,
+            "train_s": self.train_s,
+            "flops": self.flops,
+        }
+        return {**costs, **self.final}
+
+    def end(self, status: Status, reason: str = "") -> RunEnd:
+        """The last event of the run."""
+        wall_s = self.wall_s
+        return RunEnd(
+            status=status,
+            reason=reason,
+            steps=self.steps,
+            wall_s=wall_s,
+            train_s=self.train_s,
+            worker_s=wall_s * self.num_workers,
+            updates=self.updates,
+            flops=self.flops,
+            mean_active=self.mean_active,
+            mean_active_fraction=self.mean_active / self.total_elements,
+            final=self.final,
+            best=self.best,
+        )

@@ -1,0 +1,130 @@
+"""A whole run on one worker of N: train, evaluate, record, end. Knows nothing of Ray; uses torch.distributed when it is initialised."""
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+import torch
+
+from fat_ray.engine.costs import Ledger
+from fat_ray.engine.evaluate import evaluate
+from fat_ray.engine.step import StopRequest, Trainer
+from fat_ray.errors import DivergedError
+from fat_ray.events import Drift, Eval, Freeze, RunEnd, RunStart, Status, Step
+from fat_ray.fisher.reduce import world
+from fat_ray.freeze.policies import build_policy
+from fat_ray.records.environment import capture
+from fat_ray.records.sink import Sink
+from fat_ray.spec.job import RunJob
+from fat_ray.tasks.base import ExampleSet, Task
+
+OnEvaluation = Callable[[Mapping[str, float]], None]
+
+
+def train(job: RunJob, task: Task, sink: Sink, *, device: torch.device, stop_request: StopRequest, on_evaluation: OnEvaluation) -> RunEnd:
+    """Trains a run to its end and records it.
+
+    Args:
+        job: What to run.
+        task: What is trained.
+        sink: Receives the events; a NullSink on every rank but 0. Closed before this returns or raises.
+        device: Where to train.
+        stop_request: Asked on rank 0 at each step: the status to stop with, or None.
+        on_evaluation: Called on every rank after each evaluation of ``val`` with the last metrics (``val/f1``) and the costs so far;
+            equal on all ranks but for the seconds.
+
+    Returns:
+        How the run ended; a diverged run ends, it does not raise.
+
+    Raises:
+        Exception: Whatever broke the run, after its end was recorded as failed.
+    """
+    loop = RunLoop(job, task, sink, device=device, on_evaluation=on_evaluation)
+    try:
+        return loop.run(stop_request)
+    except Exception as error:
+        loop.fail(f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        sink.close()
+
+
+class RunLoop:
+    """One run from its first event to its last; see `train`."""
+
+    def __init__(self, job: RunJob, task: Task, sink: Sink, *, device: torch.device, on_evaluation: OnEvaluation) -> None:
+        self._job, self._task, self._sink, self._device = job, task, sink, device
+        self._on_evaluation = on_evaluation
+        self._ledger: Ledger | None = None
+        self._sets = task.evaluation_sets()
+
+    def run(self, stop_request: StopRequest) -> RunEnd:
+        """Set-up, steps with evaluations in between, end."""
+        trainer = self._set_up(stop_request)
+        ledger = self._start(trainer)
+        steps, every = self._job.spec.train.steps, self._job.spec.train.evaluate_every
+        try:
+            for step in range(steps):
+                stop = trainer.step(step)
+                if stop is not None:
+                    return self._end(ledger, stop, f"stopped on request after {step} of {steps} steps")
+                done = step + 1
+                if done == steps:
+                    self._evaluate(trainer, ledger, done, self._sets)
+                elif done % every == 0:
+                    self._evaluate(trainer, ledger, done, {"val": self._sets["val"]})
+        except DivergedError as error:
+            return self._end(ledger, Status.DIVERGED, str(error))
+        return self._end(ledger, Status.COMPLETED)
+
+    def fail(self, reason: str) -> None:
+        """Records that the run broke, unless it broke before it had begun."""
+        if self._ledger is not None:
+            self._end(self._ledger, Status.FAILED, reason)
+
+    def _set_up(self, stop_request: StopRequest) -> Trainer:
+        spec, seed = self._job.spec, self._job.seed
+        policy = build_policy(spec.freeze, seed=seed, follow=self._job.follow)
+        return Trainer(spec, self._task, policy, seed=seed, device=self._device, stop_request=stop_request, emit=self._record)
+
+    def _start(self, trainer: Trainer) -> Ledger:
+        job, world_size = self._job, world()[1]
+        start = RunStart(
+            run=job.run,
+            study=job.study,
+            trial=job.trial,
+            seed=job.seed,
+            role=job.role,
+            label=job.label,
+            params=job.params,
+            spec=job.spec.model_dump(mode="json"),
+            environment=capture(world_size=world_size, device=str(self._device)),
+            groups=[group.info() for group in trainer.groups],
+            started_at=datetime.now(UTC),
+        )
+        self._ledger = Ledger(start.total_elements, world_size, self._task.metrics)
+        self._sink.emit(start)
+        self._sink.flush()
+        return self._ledger
+
+    def _record(self, event: Drift | Freeze | Step) -> None:
+        assert self._ledger is not None
+        if isinstance(event, Step):
+            self._ledger.add_step(event)
+        self._sink.emit(event)
+
+    def _evaluate(self, trainer: Trainer, ledger: Ledger, step: int, sets: Mapping[str, ExampleSet]) -> None:
+        for split, examples in sets.items():
+            began = time.perf_counter()
+            metrics = evaluate(self._task, trainer.model, examples, self._device)
+            result = Eval(step, split, metrics, time.perf_counter() - began)
+            ledger.add_evaluation(result)
+            self._sink.emit(result)
+        self._sink.flush()
+        self._on_evaluation(ledger.summary(step))
+
+    def _end(self, ledger: Ledger, status: Status, reason: str = "") -> RunEnd:
+        end = ledger.end(status, reason)
+        self._sink.emit(end)
+        self._sink.flush()
+        return end

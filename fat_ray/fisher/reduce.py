@@ -1,0 +1,71 @@
+"""Adds what ranks have collected, in one flat all-reduce, and the small agreements between ranks."""
+
+import hashlib
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fat_ray.errors import RankDisagreementError
+from fat_ray.fisher.collector import Sums
+
+Means = dict[tuple[str, str], NDArray[np.float64]]
+"""(layer, ``H`` or ``S``) to the mean of squares over the global batch."""
+
+
+def world() -> tuple[int, int]:
+    """(rank, world size) of the default process group; (0, 1) without one."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def all_sum(values: Tensor) -> Tensor:
+    """The sum over all ranks, in place; bit-equal on every rank."""
+    if world()[1] > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def reduce_sums(sums: Sums, device: torch.device) -> Means:
+    """Means over all ranks from each rank's sums, by one all-reduce of a flat float64 bucket (sums, then counts).
+
+    Every rank must have collected the same layers.
+
+    Args:
+        sums: What this rank's collector took.
+        device: Where the collective runs.
+    """
+    if not sums:
+        return {}
+    counts = torch.tensor([float(count) for _, count in sums.values()], dtype=torch.float64, device=device)
+    flat = all_sum(torch.cat([*(value.flatten().to(torch.float64) for value, _ in sums.values()), counts])).cpu()
+    *parts, totals = torch.split(flat, [value.numel() for value, _ in sums.values()] + [len(sums)])
+    return {
+        key: (part / total).reshape(value.shape).numpy() for (key, (value, _)), part, total in zip(sums.items(), parts, totals, strict=True)
+    }
+
+
+def check_agreement(what: str, payload: bytes, device: torch.device) -> None:
+    """Raises on every rank if the payload of any rank differs.
+
+    Args:
+        what: Named in the error, such as ``freeze decision at step 24``.
+        payload: The bytes that must be equal everywhere.
+        device: Where the collective runs.
+
+    Raises:
+        RankDisagreementError: Names the ranks that differ from rank 0.
+    """
+    rank, size = world()
+    if size == 1:
+        return
+    digest = int.from_bytes(hashlib.sha256(payload).digest()[:8], "little", signed=True)
+    digests = torch.zeros(size, dtype=torch.int64, device=device)
+    digests[rank] = digest
+    values = all_sum(digests).tolist()
+    others = [str(other) for other, value in enumerate(values) if value != values[0]]
+    if others:
+        raise RankDisagreementError(f"{what}: rank {', '.join(others)} disagrees with rank 0; the run was stopped before it could diverge")

@@ -1,0 +1,139 @@
+"""The decision mathematics: smoothing, scores, threshold, floor and cap, in NumPy alone.
+
+The live policy and any later replay from records call these same functions, so that both decide alike by construction. All arrays have
+one entry per group. Source: arXiv 2606.10196, Alg. 1 and 2; floor and cap are this project's.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+ScoreKind = Literal["mean", "last", "total_variation"]
+
+
+@dataclass(frozen=True)
+class DriftHistory:
+    """What is remembered of each group's distances; a pure value, replaced by `observe`.
+
+    Attributes:
+        average: Exponential average of the distances, not yet corrected for its start at zero, shape (groups,).
+        smoothed: The corrected average d̂ of the last update that measured the group; 0 before.
+        count: Number of distances seen, shape (groups,).
+        total: Sum of all d̂ so far.
+        variation: Σ|d̂_t - d̂_{t-1}| so far.
+    """
+
+    average: Floats
+    smoothed: Floats
+    count: Ints
+    total: Floats
+    variation: Floats
+
+    @classmethod
+    def empty(cls, num_groups: int) -> "DriftHistory":
+        """Nothing was measured yet."""
+        zeros = np.zeros(num_groups)
+        return cls(zeros, zeros, np.zeros(num_groups, np.int64), zeros, zeros)
+
+
+def observe(history: DriftHistory, distance: Floats, measured: Bools, smoothing: float) -> DriftHistory:
+    """The history after one more update.
+
+    `average <- β·average + (1-β)·d` and `d̂ = average / (1 - β^count)`: the division makes the first d̂ equal the first distance.
+
+    Args:
+        history: Before the update.
+        distance: One distance per group; entries that were not measured are ignored.
+        measured: Groups whose distance counts; the others keep their history.
+        smoothing: β, 0 <= β < 1.
+    """
+    count = history.count + measured
+    average = np.where(measured, smoothing * history.average + (1.0 - smoothing) * distance, history.average)
+    correction = 1.0 - np.power(smoothing, np.maximum(count, 1))
+    smoothed = np.where(measured, average / correction, history.smoothed)
+    change = np.where(measured & (history.count > 0), np.abs(smoothed - history.smoothed), 0.0)
+    total = history.total + np.where(measured, smoothed, 0.0)
+    return DriftHistory(average, smoothed, count, total, history.variation + change)
+
+
+def score(history: DriftHistory, kind: ScoreKind) -> Floats:
+    """What the policy compares, NaN for a group that was never measured.
+
+    mean: mean of all d̂ (the paper); last: the last d̂; total_variation: the sum of their changes (the released code).
+    """
+    seen = history.count > 0
+    values = {
+        "mean": history.total / np.maximum(history.count, 1),
+        "last": history.smoothed,
+        "total_variation": history.variation,
+    }[kind]
+    return np.where(seen, values, np.nan)
+
+
+def threshold(scores: Floats, eligible: Bools, strength: float) -> float:
+    """`τ = mean + λ·std` over the eligible groups (population standard deviation); -inf when there is none."""
+    values = scores[eligible]
+    return float(values.mean() + strength * values.std()) if values.size else -np.inf
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which groups freeze, and which limit held others back: ``floor``, ``cap`` or empty."""
+
+    freeze: Bools
+    limited_by: str
+
+
+def select(scores: Floats, active: Bools, elements: Ints, tau: float, *, floor: float, cap: float) -> Selection:
+    """Freezes active groups whose score lies below `tau`, lowest first, within the limits.
+
+    A group that does not fit a limit stays active; smaller ones after it may still freeze. The active group with the highest score
+    always stays, so that the active set never becomes empty. Groups without a score (NaN) stay.
+
+    Args:
+        scores: One per group.
+        active: Groups that are active before the decision.
+        elements: Parameter entries per group.
+        tau: The threshold.
+        floor: Smallest fraction of all elements that must stay active.
+        cap: Largest fraction of the active elements that may freeze now.
+    """
+    freeze = np.zeros_like(active)
+    candidates = np.flatnonzero(active & (scores < tau))
+    if not candidates.size:
+        return Selection(freeze, "")
+    highest = int(np.flatnonzero(active)[np.nanargmax(scores[active])])
+    num_active = int(elements[active].sum())
+    budget_floor = num_active - int(np.ceil(floor * elements.sum()))
+    budget_cap = int(cap * num_active)
+    frozen, limited_by = 0, ""
+    for group in candidates[np.argsort(scores[candidates], kind="stable")]:
+        after = frozen + int(elements[group])
+        if group == highest:
+            continue
+        if after > min(budget_floor, budget_cap):
+            limited_by = limited_by or ("floor" if budget_floor <= budget_cap else "cap")
+            continue
+        freeze[group] = True
+        frozen = after
+    return Selection(freeze, limited_by)
+
+
+def select_random(active: Bools, elements: Ints, target: int, rng: np.random.Generator) -> Bools:
+    """Freezes active groups in random order while at least `target` elements stay active.
+
+    What remains differs from the target by less than the smallest group still active.
+    """
+    freeze = np.zeros_like(active)
+    remaining = int(elements[active].sum())
+    for group in rng.permutation(np.flatnonzero(active)):
+        if remaining - int(elements[group]) >= target:
+            freeze[group] = True
+            remaining -= int(elements[group])
+    return freeze
