@@ -1,4 +1,4 @@
-"""The tables of a study's records: Arrow schemas, and how an event becomes rows. Columns are stable ids; docs/records.md describes them.
+"""The tables of a study's records: Arrow schemas, and how an event becomes columns of rows. Columns are stable ids; docs/records.md describes them.
 
 Layout under a study's directory::
 
@@ -9,16 +9,36 @@ Every file carries `fat_ray.schema` (version) and `fat_ray.table` in its Arrow m
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import pyarrow as pa
 
-from fat_ray.events import Drift, Eval, Event, Freeze, RunEnd, RunStart, Step
+from fat_ray.errors import RecordError
+from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, RunEnd, RunStart, Step
+from fat_ray.records.redact import scrub
 
 SCHEMA_VERSION = "1.0"
 """major.minor: a reader refuses a newer major and ignores columns of a newer minor."""
+
+
+def check_version(source: object, version: str) -> None:
+    """Refuses what a newer program wrote in another way.
+
+    Args:
+        source: Where the version stands, for the message.
+        version: major.minor as found there.
+
+    Raises:
+        RecordError: The version is of a newer major, or none at all.
+    """
+    major = version.partition(".")[0]
+    if not (major.isascii() and major.isdigit()):
+        raise RecordError(f"{source} has no schema version such as {SCHEMA_VERSION}: it says {version or 'nothing'}")
+    if int(major) > int(SCHEMA_VERSION.partition(".")[0]):
+        raise RecordError(f"{source} has schema version {version}, this program reads up to {SCHEMA_VERSION}: use a newer fat_ray")
+
 
 _RUN = pa.field("run", pa.string(), nullable=False)
 _TIME = pa.timestamp("us", tz="UTC")
@@ -30,6 +50,15 @@ def _schema(table: str, *columns: tuple[str, pa.DataType]) -> pa.Schema:
 
 
 TABLES: dict[str, pa.Schema] = {
+    # One row per group, in network order; `group` is its id in all other tables.
+    "groups": _schema(
+        "groups",
+        ("group", pa.int32()),
+        ("name", pa.string()),
+        ("layer", pa.string()),
+        ("kind", pa.string()),
+        ("elements", pa.int64()),
+    ),
     # One row per run, written when it starts. trial is null for baselines; *_json hold plain JSON.
     "runs": _schema(
         "runs",
@@ -45,15 +74,6 @@ TABLES: dict[str, pa.Schema] = {
         ("num_groups", pa.int32()),
         ("total_elements", pa.int64()),
         ("started_at", _TIME),
-    ),
-    # One row per group, in network order; `group` is its id in all other tables.
-    "groups": _schema(
-        "groups",
-        ("group", pa.int32()),
-        ("name", pa.string()),
-        ("layer", pa.string()),
-        ("kind", pa.string()),
-        ("elements", pa.int64()),
     ),
     "steps": _schema(
         "steps",
@@ -86,6 +106,8 @@ TABLES: dict[str, pa.Schema] = {
         ("score", pa.float64()),
         ("active", pa.bool_()),
     ),
+    # One row per group frozen.
+    "freezes": _schema("freezes", ("step", pa.int32()), ("event", pa.int32()), ("group", pa.int32()), ("elements", pa.int64())),
     # One row per decision, also when it froze nothing.
     "events": _schema(
         "events",
@@ -99,8 +121,6 @@ TABLES: dict[str, pa.Schema] = {
         ("limited_by", pa.string()),
         ("decide_s", pa.float64()),
     ),
-    # One row per group frozen.
-    "freezes": _schema("freezes", ("step", pa.int32()), ("event", pa.int32()), ("group", pa.int32()), ("elements", pa.int64())),
     # One row per run, written when it ends, however it ends.
     "ends": _schema(
         "ends",
@@ -118,12 +138,14 @@ TABLES: dict[str, pa.Schema] = {
         ("best_json", pa.string()),
     ),
 }
+"""In the order in which a flush writes them: who sees a row also finds the rows that it speaks of, and after `ends` nothing is missing."""
 
-Row = dict[str, Any]
+Columns = dict[str, Sequence[Any]]
+"""Values by column, all of the same length; a column that is left out is null."""
 
 
-def rows(event: Event, start: RunStart) -> Iterator[tuple[str, Row]]:
-    """The rows of an event as (table, row); the `run` column is left to the writer.
+def columns(event: Event, start: RunStart) -> Iterator[tuple[str, Columns]]:
+    """What an event adds to the tables, as (table, columns); the `run` column is left to the writer.
 
     Args:
         event: What happened.
@@ -131,56 +153,110 @@ def rows(event: Event, start: RunStart) -> Iterator[tuple[str, Row]]:
     """
     match event:
         case RunStart():
-            yield from _start_rows(event)
+            yield from _start_columns(event)
         case Step():
-            yield "steps", asdict(event)
+            yield "steps", _row(vars(event))
         case Eval():
-            for metric, value in event.metrics.items():
-                yield "evals", {"step": event.step, "split": event.split, "metric": metric, "value": value, "eval_s": event.eval_s}
+            yield "evals", _eval_columns(event)
         case Drift():
-            for group, (distance, smoothed, score, active) in enumerate(
-                zip(event.distance, event.smoothed, event.score, event.active, strict=True)
-            ):
-                yield (
-                    "drift",
-                    {
-                        "step": event.step,
-                        "update": event.update,
-                        "group": group,
-                        "distance": distance,
-                        "smoothed": smoothed,
-                        "score": score,
-                        "active": active,
-                    },
-                )
+            yield "drift", _drift_columns(event, len(start.groups))
         case Freeze():
-            yield "events", {**asdict(event), "frozen_groups": len(event.frozen)}
-            for group in event.frozen:
-                elements = start.groups[group].elements
-                yield "freezes", {"step": event.step, "event": event.event, "group": group, "elements": elements}
+            yield from _freeze_columns(event, start.groups)
         case RunEnd():
-            row = asdict(event)
-            final, best = row.pop("final"), row.pop("best")
-            yield "ends", {**row, "status": event.status.value, "final_json": json.dumps(final), "best_json": json.dumps(best)}
+            yield "ends", _end_columns(event)
 
 
-def _start_rows(start: RunStart) -> Iterator[tuple[str, Row]]:
+def _row(values: Mapping[str, Any]) -> Columns:
+    return {name: (value,) for name, value in values.items()}
+
+
+def _start_columns(start: RunStart) -> Iterator[tuple[str, Columns]]:
     yield (
-        "runs",
+        "groups",
         {
-            "study": start.study,
-            "trial": start.trial,
-            "seed": start.seed,
-            "role": start.role,
-            "label": start.label,
-            "policy": start.spec["freeze"]["policy"],
-            "params_json": json.dumps(dict(start.params)),
-            "spec_json": json.dumps(start.spec),
-            "environment_json": json.dumps(start.environment),
-            "num_groups": len(start.groups),
-            "total_elements": start.total_elements,
-            "started_at": start.started_at,
+            "group": range(len(start.groups)),
+            "name": [group.name for group in start.groups],
+            "layer": [group.layer for group in start.groups],
+            "kind": [group.kind for group in start.groups],
+            "elements": [group.elements for group in start.groups],
         },
     )
-    for group, info in enumerate(start.groups):
-        yield "groups", {"group": group, **asdict(info)}
+    yield (
+        "runs",
+        _row(
+            {
+                "study": start.study,
+                "trial": start.trial,
+                "seed": start.seed,
+                "role": start.role,
+                "label": start.label,
+                "policy": start.spec["freeze"]["policy"],
+                "params_json": to_json(start.params),
+                "spec_json": to_json(start.spec),
+                "environment_json": to_json(start.environment),
+                "num_groups": len(start.groups),
+                "total_elements": start.total_elements,
+                "started_at": start.started_at,
+            }
+        ),
+    )
+
+
+def _eval_columns(event: Eval) -> Columns:
+    count = len(event.metrics)
+    return {
+        "step": (event.step,) * count,
+        "split": (event.split,) * count,
+        "metric": tuple(event.metrics),
+        "value": tuple(event.metrics.values()),
+        "eval_s": (event.eval_s,) * count,
+    }
+
+
+def _drift_columns(event: Drift, num_groups: int) -> Columns:
+    # A sequence of another length would shift every later row of the buffer.
+    assert {len(event.distance), len(event.smoothed), len(event.score), len(event.active)} == {num_groups}, "one value per group"
+    return {
+        "step": (event.step,) * num_groups,
+        "update": (event.update,) * num_groups,
+        "group": range(num_groups),
+        "distance": event.distance,
+        "smoothed": event.smoothed,
+        "score": event.score,
+        "active": event.active,
+    }
+
+
+def _freeze_columns(event: Freeze, groups: Sequence[GroupInfo]) -> Iterator[tuple[str, Columns]]:
+    count = len(event.frozen)
+    yield (
+        "freezes",
+        {
+            "step": (event.step,) * count,
+            "event": (event.event,) * count,
+            "group": event.frozen,
+            "elements": [groups[group].elements for group in event.frozen],
+        },
+    )
+    values = {name: value for name, value in vars(event).items() if name != "frozen"}
+    yield "events", _row({**values, "frozen_groups": count})
+
+
+def _end_columns(event: RunEnd) -> Columns:
+    values = {name: value for name, value in vars(event).items() if name not in ("status", "reason", "final", "best")}
+    finite = {"final_json": to_json(_numbers(event.final)), "best_json": to_json(_numbers(event.best))}
+    return _row({**values, "status": event.status.value, "reason": scrub(event.reason), **finite})
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float | str]:
+    # JSON has no NaN and no infinity: "nan", "inf" and "-inf" stand for them, which float() reads.
+    return {name: value if isfinite(value) else str(float(value)) for name, value in values.items()}
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """Strict JSON of plain values.
+
+    Raises:
+        ValueError: A value is NaN or infinite.
+    """
+    return json.dumps(dict(value), allow_nan=False)

@@ -1,0 +1,188 @@
+"""The manifest of a study, `study.json`, and the making of a study's directory."""
+
+import json
+import secrets
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, ValidationError
+
+from fat_ray import __version__
+from fat_ray.errors import OutputError, RecordError, SpecError
+from fat_ray.records.environment import git_state
+from fat_ray.records.files import explain, free_bytes, mebibytes, write_atomic
+from fat_ray.records.redact import scrub, secrets_in
+from fat_ray.records.schema import SCHEMA_VERSION, check_version
+from fat_ray.spec.base import Name, Strict
+from fat_ray.spec.study import StudySpec, as_json
+
+MANIFEST = "study.json"
+STUDY_TEXT = "study.yaml"
+MIN_FREE_BYTES = 64 * 2**20
+"""Records and the W&B mirror of a study of a few hundred runs."""
+
+# Where the study ran is not part of what it was.
+_LOCAL_OPTIONS = ("--address", "--out")
+
+
+class Manifest(Strict):
+    """What a study's directory holds. Written once, when the study is created."""
+
+    format: Literal["fat_ray study"] = "fat_ray study"
+    schema_version: str = SCHEMA_VERSION
+    """Version of the records, see docs/records.md."""
+    name: Name
+    launch: str
+    """Random and unique for each launch: part of the ids of its W&B runs."""
+    created_at: AwareDatetime
+    """UTC."""
+    fat_ray: str
+    """Version of this package."""
+    git_commit: str | None
+    """Commit of the working directory at launch, if it is a repository."""
+    git_dirty: bool | None
+    """Whether tracked files differed from that commit."""
+    command: list[str]
+    """Arguments of the command line, without those that name a place and without secrets."""
+    spec: dict[str, Any]
+    """The resolved study as plain JSON; `StudySpec` reads it back."""
+
+
+def create_study(
+    directory: str | Path, spec: StudySpec, text: str, *, command: Sequence[str] = (), min_free_bytes: int = MIN_FREE_BYTES
+) -> Manifest:
+    """Makes a new study's directory with `study.yaml`, `study.json` and an empty `records/`; leaves nothing behind when it fails.
+
+    Args:
+        directory: The study's own directory; absent or empty.
+        spec: The resolved study.
+        text: The study file as written.
+        command: Arguments of the command line, without the program's name.
+        min_free_bytes: What must be free at `directory`.
+
+    Raises:
+        OutputError: The directory holds a study or other files, is not writable, or has too little space.
+        SpecError: The study holds a secret, which its records would keep.
+    """
+    directory = Path(directory)
+    problems = secrets_in(as_json(spec), text)
+    if problems:
+        raise SpecError(f"study {spec.name}", problems)
+    _check_unused(directory)
+    _check_space(directory, min_free_bytes)
+    manifest = Manifest(
+        name=spec.name,
+        launch=secrets.token_hex(4),
+        created_at=datetime.now(UTC),
+        fat_ray=__version__,
+        command=safe_arguments(command),
+        spec=as_json(spec),
+        **git_state(),
+    )
+    _populate(directory, manifest, text)
+    return manifest
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """The manifest of a study.
+
+    Raises:
+        RecordError: There is none, or it is torn, foreign, or of a newer major version.
+    """
+    path = Path(directory) / MANIFEST
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RecordError(f"{directory} holds no study: it has no {MANIFEST}") from error
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} cannot be read: {error}") from error
+    return _parse(path, found)
+
+
+def check_writable(directory: Path) -> None:
+    """Makes the directory where needed and tries to write a file in it: permission bits alone do not tell, least of all to root.
+
+    Raises:
+        OutputError: It cannot be made or written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"\0")
+            file.flush()
+    except OSError as error:
+        raise OutputError(f"cannot write in {directory}: {explain(error, directory)}; choose another output directory") from error
+
+
+def safe_arguments(arguments: Sequence[str]) -> list[str]:
+    """Command line arguments without options that name a place, paths reduced to their last part, secrets scrubbed."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if not skip and argument.partition("=")[0] not in _LOCAL_OPTIONS:
+            kept.append(scrub(Path(argument).name if argument.startswith(("/", "./", "../", "~")) else argument))
+        skip = not skip and argument in _LOCAL_OPTIONS
+    return kept
+
+
+def _check_unused(directory: Path) -> None:
+    if (directory / MANIFEST).exists():
+        raise OutputError(f"{directory} already holds a study; choose another directory with --out, or another name")
+    try:
+        entries = sorted(path.name for path in directory.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"cannot use {directory} as output directory: {error.strerror}") from error
+    if entries:
+        shown = ", ".join(entries[:3]) + (", …" if len(entries) > 3 else "")
+        raise OutputError(f"{directory} is not empty and holds no study ({shown}); choose another directory with --out")
+
+
+def _check_space(directory: Path, needed: int) -> None:
+    free = free_bytes(directory)
+    if free < needed:
+        raise OutputError(f"too little space for {directory}: {mebibytes(free)} free, a study needs at least {mebibytes(needed)}")
+
+
+def _populate(directory: Path, manifest: Manifest, text: str) -> None:
+    existed = directory.exists()
+    check_writable(directory)
+    try:
+        # Making this directory is atomic, so of two launches at the same time one gets the place.
+        (directory / "records").mkdir()
+    except FileExistsError as error:
+        raise OutputError(f"{directory} is being used by another launch; choose another directory with --out") from error
+    try:
+        write_atomic(directory / STUDY_TEXT, text.encode())
+        write_atomic(directory / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+    except BaseException as error:
+        _undo(directory, existed=existed)
+        if isinstance(error, RecordError):
+            raise OutputError(str(error)) from error
+        raise
+
+
+def _undo(directory: Path, *, existed: bool) -> None:
+    with suppress(OSError):
+        shutil.rmtree(directory / "records")
+        (directory / STUDY_TEXT).unlink(missing_ok=True)
+        if not existed:
+            directory.rmdir()
+
+
+def _parse(path: Path, found: object) -> Manifest:
+    if not isinstance(found, dict) or found.get("format") != Manifest.model_fields["format"].default:
+        raise RecordError(f"{path} is not the manifest of a fat_ray study")
+    check_version(path, str(found.get("schema_version", "")))
+    known = {name: value for name, value in found.items() if name in Manifest.model_fields}
+    try:
+        return Manifest.model_validate_json(json.dumps(known))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecordError(f"{path} is not a valid manifest: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -1,0 +1,80 @@
+"""Writes a run's events as Parquet: one zstd part file per table and flush, whole or absent."""
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fat_ray.events import Event, RunStart
+from fat_ray.records.files import write_atomic
+from fat_ray.records.reader import part_number, parts
+from fat_ray.records.schema import TABLES, Columns, columns
+
+
+class ParquetSink:
+    """The records of one run; the only writer of its part files. Part numbers continue those of an earlier attempt.
+
+    Args:
+        directory: The study's directory.
+        run: Id of the run, which `RunStart` must repeat.
+    """
+
+    def __init__(self, directory: str | Path, run: str) -> None:
+        self._directory = Path(directory)
+        self._run = run
+        self._start: RunStart | None = None
+        self._pending: dict[str, list[Columns]] = {table: [] for table in TABLES}
+        self._next_part = {table: self._first_free_part(table) for table in TABLES}
+
+    def emit(self, event: Event) -> None:
+        """Accepts one event; nothing is written before `flush`."""
+        if isinstance(event, RunStart):
+            assert event.run == self._run, f"events of {event.run} sent to the records of {self._run}"
+            self._start = event
+        assert self._start is not None, "RunStart comes first"
+        for table, values in columns(event, self._start):
+            assert values.keys() <= set(TABLES[table].names), f"{table} has no column {values.keys() - set(TABLES[table].names)}"
+            self._pending[table].append(values)
+
+    def flush(self) -> None:
+        """Writes what is pending, table by table in the order of `TABLES`.
+
+        Raises:
+            RecordError: A part cannot be written, for example because no space is left. What was not written stays pending,
+                so that a later flush neither loses nor repeats a row.
+        """
+        for table, pending in self._pending.items():
+            if pending:
+                self._write(table, pending)
+                pending.clear()
+
+    def close(self) -> None:
+        """Flushes; nothing else is held."""
+        self.flush()
+
+    def _write(self, table: str, pending: Sequence[Columns]) -> None:
+        rows = _to_table(self._run, table, pending)
+        if rows.num_rows:
+            buffer = pa.BufferOutputStream()
+            pq.write_table(rows, buffer, compression="zstd", write_page_checksum=True)
+            path = self._directory / "records" / table / self._run / f"part-{self._next_part[table]:05d}.parquet"
+            write_atomic(path, memoryview(buffer.getvalue()))
+            self._next_part[table] += 1
+
+    def _first_free_part(self, table: str) -> int:
+        return max((part_number(part) + 1 for part in parts(self._directory, table, self._run)), default=0)
+
+
+def _to_table(run: str, table: str, pending: Sequence[Columns]) -> pa.Table:
+    schema = TABLES[table]
+    lengths = [len(next(iter(values.values()))) for values in pending]
+    arrays = [pa.array([run] * sum(lengths), schema.field("run").type)]
+    for field in list(schema)[1:]:
+        values: list[Any] = list(
+            chain.from_iterable(given.get(field.name, (None,) * length) for given, length in zip(pending, lengths, strict=True))
+        )
+        arrays.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)

@@ -1,0 +1,226 @@
+"""Mirrors records to Weights & Biases, from the driver: one W&B run per trial and seed. The records are the truth; a failing mirror stops nothing."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from fat_ray.errors import OutputError
+from fat_ray.events import RunStart, Status
+from fat_ray.records.manifest import check_writable, read_manifest
+from fat_ray.records.metrics import AXIS, TABLES_SHOWN, metric_rows, summary_values
+from fat_ray.records.reader import parts, read_part, read_table, run_end, run_start
+from fat_ray.records.redact import scrub
+from fat_ray.records.schema import TABLES
+from fat_ray.spec.study import WandbSpec
+
+log = logging.getLogger(__name__)
+
+_INIT_TIMEOUT_S = 30.0
+_FINISH_TIMEOUT_S = 60.0
+_SCHEDULE_COLUMNS = ("step", "event", "group", "layer", "kind", "elements")
+
+
+@dataclass
+class _Live:
+    """A W&B run that is being written: its handle, how it started, and the parts that it already holds."""
+
+    handle: Any
+    start: RunStart
+    mirrored: set[Path] = field(default_factory=set)
+
+
+class WandbMirror:
+    """The W&B side of one study. Whatever goes wrong in W&B ends the mirror with one warning, never a run.
+
+    Args:
+        directory: The study's directory; W&B's own files go to its ``wandb/``.
+        spec: Mode, project and entity. With mode ``disabled`` nothing is done and wandb is not imported.
+    """
+
+    def __init__(self, directory: str | Path, spec: WandbSpec) -> None:
+        self._directory = Path(directory).absolute()
+        self._spec = spec
+        self._live: dict[str, _Live] = {}
+        self._finished: set[str] = set()
+        self._off = spec.mode == "disabled"
+
+    def check_writable(self) -> None:
+        """Makes sure, before a study starts, that the mirror can write, and that mode ``online`` finds credentials. Reaches no network.
+
+        Raises:
+            OutputError: ``wandb/`` cannot be written (W&B would silently write elsewhere), or there are no credentials.
+        """
+        if self._off:
+            return
+        check_writable(self._directory / "wandb")
+        if self._spec.mode == "online":
+            with _files_below(self._directory):
+                _check_credentials()
+
+    def advance(self, run: str) -> None:
+        """Mirrors what the run's records gained since the last call; a run that has not started yet is left alone."""
+        self._attempt(self._advance, run)
+
+    def finish(self, run: str) -> None:
+        """Mirrors the rest of a run with its freeze schedule, summary and status, and closes its W&B run."""
+        self._attempt(self._finish, run)
+
+    def close(self) -> None:
+        """Finishes the runs that are still open."""
+        for run in list(self._live):
+            self.finish(run)
+
+    def _attempt(self, action: Callable[[str], None], run: str) -> None:
+        if self._off or run in self._finished:
+            return
+        try:
+            with _files_below(self._directory):
+                action(run)
+        except Exception as error:  # noqa: BLE001 no failure of a mirror may stop a run
+            self._off = True
+            log.warning(
+                "W&B mirror off since run %s: %s. The records are complete without it.", run, scrub(f"{error}") or type(error).__name__
+            )
+
+    def _advance(self, run: str) -> None:
+        if run not in self._live:
+            if not parts(self._directory, "runs", run):
+                return
+            self._live[run] = self._open(run)
+        live = self._live[run]
+        for row in metric_rows(_new_rows(self._directory, run, live.mirrored), live.start.total_elements):
+            live.handle.log(_as_wandb(row))
+
+    def _open(self, run: str) -> _Live:
+        import wandb  # noqa: PLC0415 takes a second, and nothing at all when the mirror is disabled
+
+        start = run_start(self._directory, run)
+        manifest = read_manifest(self._directory)
+        handle = wandb.init(
+            project=self._spec.project,
+            entity=self._spec.entity,
+            dir=self._directory,
+            mode=self._spec.mode,
+            group=start.study,
+            job_type=start.role,
+            tags=[tag for tag in (str(start.spec["freeze"]["policy"]), start.label) if tag],
+            id=f"{start.study}-{run}-{manifest.launch}",
+            name=run,
+            config=run_config(start),
+            reinit="create_new",
+            settings=_settings(wandb),
+        )
+        handle.define_metric(AXIS)
+        handle.define_metric("*", step_metric=AXIS)
+        return _Live(handle, start)
+
+    def _finish(self, run: str) -> None:
+        self._advance(run)
+        live = self._live.pop(run, None)
+        if live is None:
+            return
+        import wandb  # noqa: PLC0415 see _open
+
+        self._finished.add(run)
+        end = run_end(self._directory, run)
+        schedule = wandb.Table(columns=list(_SCHEDULE_COLUMNS), data=schedule_rows(self._directory, run, live.start))
+        live.handle.log({"freeze/schedule": schedule, AXIS: end.steps if end else 0})
+        live.handle.summary.update(summary_values(end))
+        failed = end is None or end.status in (Status.FAILED, Status.DIVERGED)
+        live.handle.finish(exit_code=int(failed))
+
+
+def run_config(start: RunStart) -> dict[str, Any]:
+    """The configuration of a W&B run: everything of `RunStart` but the groups. Dotted parameters become nested, since W&B reads dots as paths."""
+    names = ("study", "run", "trial", "seed", "role", "label", "spec", "environment", "total_elements")
+    config = {name: getattr(start, name) for name in names}
+    return {**config, "num_groups": len(start.groups), "params": _nested(start.params)}
+
+
+def schedule_rows(directory: Path, run: str, start: RunStart) -> list[list[Any]]:
+    """The freeze schedule of a run: step, event, group, layer, kind, elements of each frozen group, in order."""
+    rows = read_table(directory, "freezes", run).to_pylist()
+    groups = [start.groups[row["group"]] for row in rows]
+    return [
+        [row["step"], row["event"], group.name, group.layer, group.kind, row["elements"]] for row, group in zip(rows, groups, strict=True)
+    ]
+
+
+def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, value in dotted.items():
+        *parents, last = path.split(".")
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return nested
+
+
+def _new_rows(directory: Path, run: str, mirrored: set[Path]) -> dict[str, pa.Table]:
+    rows = {}
+    for table in TABLES_SHOWN:
+        new = [part for part in parts(directory, table, run) if part not in mirrored]
+        rows[table] = pa.concat_tables([TABLES[table].empty_table(), *(read_part(part, table, run) for part in new)])
+        mirrored.update(new)
+    return rows
+
+
+def _as_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
+    import wandb  # noqa: PLC0415 see WandbMirror._open
+
+    return {name: wandb.Histogram(np_histogram=value) if name == "drift/histogram" else value for name, value in row.items()}
+
+
+def _settings(wandb: Any) -> Any:
+    # Nothing about machine, user, repository or console: what matters is in the configuration, chosen by environment.capture.
+    return wandb.Settings(
+        console="off",
+        silent=True,
+        symlink=False,
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        init_timeout=_INIT_TIMEOUT_S,
+        finish_timeout=_FINISH_TIMEOUT_S,
+        # The default loses up to 15 s of an offline run when the driver is killed.
+        x_transaction_log_flush_interval=1,
+    )
+
+
+def _check_credentials() -> None:
+    import wandb  # noqa: PLC0415 see WandbMirror._open
+
+    wandb.setup(settings=wandb.Settings(silent=True, mode="online"))
+    try:
+        found = wandb.login(prompt=False, verify=False)
+    except wandb.Error as error:
+        raise OutputError(f"wandb.mode = online: the W&B credentials cannot be used: {scrub(str(error))}") from error
+    if not found:
+        raise OutputError("wandb.mode = online needs credentials: run `wandb login`, set WANDB_API_KEY, or use --wandb offline")
+
+
+@contextmanager
+def _files_below(directory: Path) -> Iterator[None]:
+    # W&B stages tables and logs in the home directory otherwise, which a sync from elsewhere would not find.
+    wanted = {name: str(directory / "wandb" / "files") for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR")}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
