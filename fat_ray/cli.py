@@ -8,7 +8,7 @@ import functools
 import shlex
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -48,8 +48,18 @@ class Format(StrEnum):
     CSV = "csv"
 
 
+def _holding_a_study(given: Path | list[Path]) -> Path | list[Path]:
+    for directory in given if isinstance(given, list) else [given]:
+        if not (directory / "study.json").is_file():
+            raise typer.BadParameter(f"{directory} holds no study (no study.json): give the directory that fat-ray launch printed")
+    return given
+
+
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.", show_default=False)]
-StudyDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a study.", show_default=False)]
+StudyDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a study.", show_default=False, callback=_holding_a_study)]
+StudyDirectories = Annotated[
+    list[Path], typer.Argument(metavar="DIR...", help="Directories of studies.", show_default=False, callback=_holding_a_study)
+]
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set a field of the study file, such as train.steps=40; repeatable.")
 ]
@@ -162,9 +172,9 @@ def launch(
     quiet: Quiet = False,
 ) -> None:
     """Run a study: the search and its baselines, then compare all runs and write the report."""
+    loaded = _load(study, set_, **{"budget.trials": trials, "wandb.mode": wandb})
     from fat_ray.study.launch import launch as launch_study
 
-    loaded = _load(study, set_, **{"budget.trials": trials, "wandb.mode": wandb})
     directory = (out or Path(loaded.spec.output)) / loaded.spec.name
     _SESSION.directory = directory
     outcome = launch_study(loaded.spec, text=loaded.text, directory=directory, address=address, quiet=quiet)
@@ -184,9 +194,9 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train the base settings of a study once, without a search."""
+    loaded = _load(study, set_, **{"train.workers": workers})
     from fat_ray.study.single import run_once
 
-    loaded = _load(study, set_, **{"train.workers": workers})
     chosen = loaded.spec.seeds[0] if seed is None else seed
     directory = (out or Path(loaded.spec.output)) / f"{loaded.spec.name}-run-s{chosen}"
     _SESSION.directory = directory
@@ -198,28 +208,37 @@ def run(
 
 def _conclude(directory: Path) -> None:
     """The end of a study or run: the comparison, and where everything lies."""
-    from fat_ray.analysis.compare import compare as compare_studies
     from fat_ray.analysis.report import write_report
 
     report_path = write_report(directory)
-    typer.echo(compare_studies([directory]).as_table())
+    _print_comparison([directory], Format.TABLE)
     typer.echo(f"\nstudy    {directory}\nrecords  {directory / 'records'}\nreport   {report_path}")
     for parent in sorted({str(path.parent) for path in directory.glob("wandb/**/offline-run-*/")}):
         typer.echo(f"W&B      wandb sync {shlex.quote(parent)}/offline-run-*")
 
 
+def _print_comparison(directories: Sequence[Path], format_: Format) -> None:
+    from rich.console import Console
+
+    from fat_ray.analysis import render
+    from fat_ray.analysis.compare import compare as compare_studies
+
+    comparison = compare_studies(directories)
+    if format_ is Format.TABLE:
+        console = Console()
+        console.print(render.as_table(comparison, console))
+    else:
+        typer.echo(render.as_json(comparison) if format_ is Format.JSON else render.as_csv(comparison).rstrip("\n"))
+
+
 @_command("fat-ray compare out/quickstart out/other --format csv > runs.csv")
 def compare(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Directories of studies.", show_default=False)],
+    directories: StudyDirectories,
     *,
     format_: Annotated[Format, typer.Option("--format", help="How the comparison is written to stdout.")] = Format.TABLE,
 ) -> None:
     """Compare all runs of one or several studies: metrics, active parameters, costs."""
-    from fat_ray.analysis.compare import compare as compare_studies
-
-    comparison = compare_studies(directories)
-    render = {Format.TABLE: comparison.as_table, Format.JSON: comparison.as_json, Format.CSV: comparison.as_csv}[format_]
-    typer.echo(render())
+    _print_comparison(directories, format_)
 
 
 @_command("fat-ray report out/quickstart")
@@ -259,6 +278,6 @@ def schema() -> None:
     """Print the JSON Schema of a study file, for editors."""
     from json import dumps
 
-    from fat_ray.spec.study import StudySpec
+    from fat_ray.spec.load import study_schema
 
-    typer.echo(dumps(StudySpec.model_json_schema(), indent=2))
+    typer.echo(dumps(study_schema(), indent=2))
