@@ -2,7 +2,8 @@
 
 Counted are Linear and convolution layers (all else is negligible beside them): forward; backward to the input where the input has a
 gradient; backward to the weight where the weight is in autograd. A tensor frozen in part still computes its whole weight gradient and is
-counted so. `torch.utils.flop_counter` counts the same (tests/numerics/test_flops.py).
+counted so. `torch.utils.flop_counter` counts the same, but for grouped convolutions, whose weight gradients it overstates by the number of
+groups (tests/numerics/test_flops.py).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""In which order examples are seen: a function of the seed and the step alone, so that every policy and every world size sees the same batches."""
+"""In which order examples are seen: a function of seed and step alone, so that every policy and world size sees the same batches."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,111 @@
+"""The decision mathematics against closed forms, and its promises under random input."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fat_ray import rules
+
+
+def seen(*distances: float, smoothing: float = 0.9) -> rules.DriftHistory:
+    history = rules.DriftHistory.empty(1)
+    for distance in distances:
+        history = rules.observe(history, np.array([distance]), np.array([True]), smoothing)
+    return history
+
+
+def test_first_smoothed_distance_is_the_distance_itself() -> None:
+    assert seen(0.4).smoothed[0] == pytest.approx(0.4)
+
+
+def test_smoothing_is_a_weighted_mean_of_all_distances() -> None:
+    weights = np.array([0.9**2, 0.9, 1.0])
+    expected = weights @ [0.5, 0.2, 0.8] / weights.sum()
+    assert seen(0.5, 0.2, 0.8).smoothed[0] == pytest.approx(expected)
+
+
+def test_without_smoothing_the_last_distance_counts() -> None:
+    assert seen(0.5, 0.2, smoothing=0.0).smoothed[0] == pytest.approx(0.2)
+
+
+def test_scores() -> None:
+    history = seen(0.5, 0.2, 0.8, smoothing=0.0)
+    assert rules.score(history, "mean")[0] == pytest.approx(0.5)
+    assert rules.score(history, "last")[0] == pytest.approx(0.8)
+    assert rules.score(history, "total_variation")[0] == pytest.approx(0.3 + 0.6)
+
+
+def test_unmeasured_groups_keep_their_history_and_have_no_score() -> None:
+    history = rules.observe(rules.DriftHistory.empty(2), np.array([0.3, 0.7]), np.array([True, False]), 0.9)
+    assert rules.score(history, "mean")[0] == pytest.approx(0.3)
+    assert np.isnan(rules.score(history, "mean")[1])
+    again = rules.observe(history, np.array([9.0, 9.0]), np.array([False, False]), 0.9)
+    assert again.smoothed.tolist() == history.smoothed.tolist()
+    assert again.count.tolist() == [1, 0]
+
+
+def test_threshold_uses_the_population_deviation_of_eligible_groups() -> None:
+    scores = np.array([1.0, 3.0, 100.0])
+    assert rules.threshold(scores, np.array([True, True, False]), -0.5) == pytest.approx(2.0 - 0.5 * 1.0)
+    assert rules.threshold(scores, np.zeros(3, bool), -0.5) == -np.inf
+
+
+def test_select_takes_the_lowest_first_until_the_cap() -> None:
+    scores, elements = np.array([0.1, 0.2, 0.3, 0.9]), np.array([40, 40, 10, 10])
+    chosen = rules.select(scores, np.ones(4, bool), elements, 0.5, floor=0.0, cap=0.5)
+    assert chosen.freeze.tolist() == [True, False, True, False]  # the second does not fit beside the first, the third does
+    assert chosen.limited_by == "cap"
+
+
+def test_select_respects_the_floor_over_all_elements() -> None:
+    scores, elements = np.array([0.1, 0.2, 0.9]), np.array([50, 30, 20])
+    chosen = rules.select(scores, np.array([False, True, True]), elements, 0.5, floor=0.4, cap=1.0)
+    assert not chosen.freeze.any()
+    assert chosen.limited_by == "floor"
+
+
+def test_select_never_freezes_the_highest() -> None:
+    chosen = rules.select(np.array([0.1, 0.2]), np.ones(2, bool), np.array([5, 5]), 9.0, floor=0.0, cap=1.0)
+    assert chosen.freeze.tolist() == [True, False]
+
+
+@st.composite
+def populations(draw: st.DrawFn) -> tuple[rules.Floats, rules.Bools, rules.Ints]:
+    size = draw(st.integers(1, 30))
+    scores = draw(arrays(np.float64, size, elements=st.floats(0, 1) | st.just(np.nan)))
+    active = draw(arrays(np.bool_, size))
+    elements = draw(arrays(np.int64, size, elements=st.integers(1, 10_000)))
+    return scores, active & np.isfinite(scores), elements
+
+
+@settings(max_examples=100, deadline=None)
+@given(populations(), st.floats(-3, 3), st.floats(0, 1), st.floats(0.01, 1))
+def test_limits_hold_whatever_the_scores(
+    population: tuple[rules.Floats, rules.Bools, rules.Ints], strength: float, floor: float, cap: float
+) -> None:
+    scores, active, elements = population
+    tau = rules.threshold(scores, active, strength)
+    chosen = rules.select(scores, active, elements, tau, floor=floor, cap=cap)
+    frozen = int(elements[chosen.freeze].sum())
+    assert not (chosen.freeze & ~active).any()
+    assert frozen <= cap * elements[active].sum()
+    assert frozen == 0 or elements[active].sum() - frozen >= floor * elements.sum()
+    assert (scores[chosen.freeze] < tau).all()
+    assert not active.any() or (active & ~chosen.freeze).any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(populations(), st.floats(0, 1), st.integers(0, 2**31))
+def test_random_selection_meets_its_target_to_within_the_smallest_active_group(
+    population: tuple[rules.Floats, rules.Bools, rules.Ints], fraction: float, seed: int
+) -> None:
+    _, active, elements = population
+    target = int(fraction * elements[active].sum())
+    freeze = rules.select_random(active, elements, target, np.random.default_rng(seed))
+    left = active & ~freeze
+    remaining = int(elements[left].sum())
+    assert not (freeze & ~active).any()
+    assert remaining >= target
+    assert not left.any() or remaining - target < elements[left].min()
