@@ -107,7 +107,7 @@ def test_groups_that_are_no_partition_are_refused() -> None:
     model = network()
     groups = build_groups(model, 4, 1)
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    with pytest.raises(ValueError, match="do not cover the 8 rows of 0.weight exactly once"):
+    with pytest.raises(ValueError, match=r"do not cover the 8 rows of 0\.weight exactly once"):
         Freezer(model, optimizer, groups[1:])
     with pytest.raises(ValueError, match="exactly once"):
         Freezer(model, optimizer, [*groups, groups[0]])

@@ -1,0 +1,111 @@
+"""Several ranks are one trainer: the same statistics as one process on the joined batch, one decision, one model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fat_ray.engine.loop import train
+from fat_ray.engine.step import Trainer, wrap
+from fat_ray.errors import RankDisagreementError
+from fat_ray.events import Drift, Eval, Freeze, Status, Step
+from fat_ray.fisher.collector import Collector
+from fat_ray.fisher.groups import build_groups
+from fat_ray.fisher.reduce import Means, check_agreement, reduce_sums, world
+from fat_ray.freeze.policies import FisherDrift
+from fat_ray.records.sink import MemorySink
+from fat_ray.spec.run import FreezeSpec
+from tests.support.distributed import run_distributed
+from tests.support.jobs import task_of, tiny_job
+
+CPU = torch.device("cpu")
+BATCH = 8
+
+
+def collect_share() -> Means:
+    """Factors of a fixed batch of which each rank sees its share."""
+    rank, size = world()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4))
+    x, y = torch.randn(BATCH, 2, 8, 8), torch.arange(BATCH) % 4
+    mine = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
+    collector = Collector(model, build_groups(model, 2, 1))
+    collector.arm(["0", "3"], BATCH // size)
+    functional.cross_entropy(wrap(model)(x[mine]), y[mine]).backward()
+    return reduce_sums(collector.take(), CPU)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_factors_do_not_depend_on_the_number_of_ranks(world_size: int) -> None:
+    alone = collect_share()
+    for means in run_distributed(collect_share, world_size):
+        for key, value in alone.items():
+            torch.testing.assert_close(means[key], value, rtol=1e-4, atol=1e-12)
+
+
+def whole_run() -> dict[str, Any]:
+    job = tiny_job(Path("unused"), workers=world()[1], dropout=0.0)
+    sink = MemorySink()
+    end = train(job, task_of(job), sink, device=CPU, stop_request=lambda: None, on_evaluation=lambda metrics: None)
+    return {
+        "status": end.status,
+        "losses": [event.loss for event in sink.events if isinstance(event, Step)],
+        "flops": [event.flops for event in sink.events if isinstance(event, Step)],
+        "scores": [event.score for event in sink.events if isinstance(event, Drift)],
+        "frozen": [event.frozen for event in sink.events if isinstance(event, Freeze)],
+        "evals": [dict(event.metrics) for event in sink.events if isinstance(event, Eval)],
+    }
+
+
+def test_two_ranks_agree_to_the_bit_and_follow_one_process() -> None:
+    first, second = run_distributed(whole_run, 2)
+    assert first == second
+    alone = whole_run()
+    assert first["status"] is Status.COMPLETED
+    torch.testing.assert_close(first["losses"][:2], alone["losses"][:2], rtol=1e-5, atol=1e-6)  # before rounding can move a decision
+    assert first["flops"][0] == alone["flops"][0]
+    assert any(first["frozen"])
+
+
+def train_and_freeze() -> list[torch.Tensor]:
+    job = tiny_job(Path("unused"), workers=world()[1], dropout=0.0)
+    policy = FisherDrift(FreezeSpec(every=2, warmup_steps=2, threshold=1.0, cap=0.9))
+    trainer = Trainer(job.spec, task_of(job), policy, seed=0, device=CPU, stop_request=lambda: None, emit=lambda event: None)
+    for step in range(8):
+        trainer.step(step)
+    return [parameter.detach() for parameter in trainer.model.parameters()]
+
+
+def test_ranks_hold_one_model_after_freezing() -> None:
+    first, second = run_distributed(train_and_freeze, 2)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def one_rank_diverges() -> tuple[str, str, int]:
+    job = tiny_job(Path("unused"), workers=2, trouble={"3": "nan"}, trouble_rank=1)
+    sink = MemorySink()
+    end = train(job, task_of(job), sink, device=CPU, stop_request=lambda: None, on_evaluation=lambda metrics: None)
+    return end.status.value, end.reason, end.steps
+
+
+def test_a_nan_on_one_rank_ends_the_run_on_all() -> None:
+    expected = ("diverged", "the training loss became NaN or infinite at step 3 on 1 of 2 workers", 3)
+    assert run_distributed(one_rank_diverges, 2) == [expected, expected]
+
+
+def disagree() -> str:
+    check_agreement("the weather", b"same", CPU)
+    try:
+        check_agreement("freeze decision at step 12", b"rank 1" if world()[0] == 1 else b"others", CPU)
+    except RankDisagreementError as error:
+        return str(error)
+    return "nobody noticed"
+
+
+def test_a_rank_that_decides_differently_is_named_on_every_rank() -> None:
+    messages = run_distributed(disagree, 3)
+    assert len(set(messages)) == 1
+    assert messages[0].startswith("freeze decision at step 12: rank 1 disagrees with rank 0")

@@ -1,0 +1,134 @@
+"""A whole run in one process: what it emits and in which order, how it ends, and that it is the same run every time."""
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fat_ray.engine.loop import train
+from fat_ray.events import Drift, Eval, Event, Freeze, RunEnd, RunStart, Status, Step
+from fat_ray.records.sink import MemorySink
+from tests.support.jobs import task_of, tiny_job
+
+CPU = torch.device("cpu")
+
+
+def run(stop: dict[int, Status] | None = None, follow: list[tuple[int, int]] | None = None, **settings: Any) -> tuple[RunEnd, list[Event]]:
+    job = tiny_job(Path("unused"), workers=1, **settings).model_copy(update={"follow": follow})
+    sink, asked = MemorySink(), iter(range(10_000))
+    end = train(
+        job,
+        task_of(job),
+        sink,
+        device=CPU,
+        stop_request=lambda: (stop or {}).get(next(asked)),
+        on_evaluation=lambda metrics: None,
+    )
+    return end, sink.events
+
+
+def of(kind: type, events: list[Event]) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def deterministic(events: list[Event]) -> list[Any]:
+    """Events without what a clock says."""
+    clocks = {"step_s": 0.0, "eval_s": 0.0, "decide_s": 0.0, "wall_s": 0.0, "train_s": 0.0, "worker_s": 0.0, "started_at": None}
+    return [dataclasses.replace(e, **{k: v for k, v in clocks.items() if hasattr(e, k)}) for e in events]
+
+
+def test_a_run_emits_its_events_in_order() -> None:
+    end, events = run(steps=6, evaluate_every=2)
+    assert isinstance(events[0], RunStart)
+    assert events[-1] is end
+    assert end.status is Status.COMPLETED
+    assert [step.step for step in of(Step, events)] == list(range(6))
+    assert [(e.step, e.split) for e in of(Eval, events)] == [(2, "val"), (4, "val"), (6, "val"), (6, "test")]
+    assert [drift.update for drift in of(Drift, events)] == list(range(6))
+    assert [freeze.step for freeze in of(Freeze, events)] == [2, 4]
+
+
+def test_costs_add_up() -> None:
+    end, events = run(steps=6)
+    steps = of(Step, events)
+    total = events[0].total_elements  # type: ignore[union-attr]
+    assert end.updates == sum(step.active_elements for step in steps)
+    assert end.mean_active == end.updates / 6
+    assert end.mean_active_fraction == end.mean_active / total
+    assert end.flops == sum(step.flops for step in steps)
+    assert end.final["val/f1"] == of(Eval, events)[-2].metrics["f1"]
+    assert end.best["val/f1"] == max(e.metrics["f1"] for e in of(Eval, events) if e.split == "val")
+    assert end.best["val/loss"] == min(e.metrics["loss"] for e in of(Eval, events) if e.split == "val")
+
+
+def test_the_active_set_shrinks_and_events_say_by_how_much() -> None:
+    _, events = run(steps=8)
+    freezes = of(Freeze, events)
+    assert any(freeze.frozen for freeze in freezes)
+    start = events[0]
+    assert isinstance(start, RunStart)
+    active = start.total_elements
+    gone: set[int] = set()
+    for freeze in freezes:
+        assert gone.isdisjoint(freeze.frozen)
+        gone |= set(freeze.frozen)
+        active -= sum(start.groups[group].elements for group in freeze.frozen)
+        assert freeze.active_elements == active
+        assert freeze.active_groups == len(start.groups) - len(gone)
+    assert all(later.active_elements <= earlier.active_elements for earlier, later in pairwise(of(Step, events)))
+    assert of(Step, events)[-1].active_elements == active
+
+
+def test_the_same_seed_is_the_same_run_to_the_bit() -> None:
+    first, second, other = (deterministic(run(seed=seed)[1]) for seed in (0, 0, 1))
+    assert first == second
+    assert [step.loss for step in of(Step, first)] != [step.loss for step in of(Step, other)]
+
+
+def test_policies_see_the_same_batches() -> None:
+    frozen, full = run()[1], run(policy="none")[1]
+    before_first_event = slice(0, 2)
+    assert [s.loss for s in of(Step, frozen)[before_first_event]] == [s.loss for s in of(Step, full)[before_first_event]]
+    assert not of(Drift, full)
+    assert not of(Freeze, full)
+
+
+def test_random_matched_keeps_as_many_elements_as_the_run_it_follows() -> None:
+    followed = [(freeze.step, freeze.active_elements) for freeze in of(Freeze, run()[1])]
+    _, events = run(policy="random_matched", follow=followed)
+    smallest = min(group.elements for group in events[0].groups)  # type: ignore[union-attr]
+    reached = [(freeze.step, freeze.active_elements) for freeze in of(Freeze, events)]
+    assert [step for step, _ in reached] == [step for step, _ in followed]
+    assert all(mine - theirs >= 0 for (_, mine), (_, theirs) in zip(reached, followed, strict=True))
+    assert reached[-1][1] - followed[-1][1] < 16 * smallest
+    assert not of(Drift, events)
+
+
+def test_a_nan_ends_the_run_with_its_reason_and_keeps_the_records() -> None:
+    end, events = run(trouble={"3": "nan"})
+    assert end.status is Status.DIVERGED
+    assert end.reason == "the training loss became NaN or infinite at step 3 on 1 of 1 workers"
+    assert len(of(Step, events)) == 3
+    assert events[-1] is end
+
+
+def test_a_stop_request_ends_the_run_before_the_step() -> None:
+    end, events = run(stop={4: Status.PRUNED})
+    assert end.status is Status.PRUNED
+    assert end.reason == "stopped on request after 4 of 8 steps"
+    assert len(of(Step, events)) == 4
+    assert {e.split for e in of(Eval, events)} == {"val"}  # a partial run is never shown the test split
+
+
+def test_an_error_is_recorded_and_raised() -> None:
+    job = tiny_job(Path("unused"), workers=1, trouble={"1": "raise"})
+    sink = MemorySink()
+    with pytest.raises(KeyError):
+        train(job, task_of(job), sink, device=CPU, stop_request=lambda: None, on_evaluation=lambda metrics: None)
+    end = sink.events[-1]
+    assert isinstance(end, RunEnd)
+    assert end.status is Status.FAILED
+    assert end.reason.startswith("KeyError: ")
