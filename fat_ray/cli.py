@@ -191,10 +191,11 @@ def run(
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="DDP processes; default: train.workers.")] = None,
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Train under Ray, or in processes of this machine.")] = False,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the run; default: the first of seeds.")] = None,
+    wandb: Wandb = None,
     quiet: Quiet = False,
 ) -> None:
     """Train the base settings of a study once, without a search."""
-    loaded = _load(study, set_, **{"train.workers": workers})
+    loaded = _load(study, set_, **{"train.workers": workers, "wandb.mode": wandb})
     from fat_ray.study.single import run_once
 
     chosen = loaded.spec.seeds[0] if seed is None else seed

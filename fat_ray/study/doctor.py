@@ -211,12 +211,7 @@ def _ray_directory(directory: Path) -> Check:
 def _ray_address(environ: Mapping[str, str]) -> Check:
     address = environ.get("RAY_ADDRESS")
     if address:
-        return Check(
-            "ray-address",
-            "ok",
-            f"RAY_ADDRESS = {address}",
-            "studies without --address still start a Ray of their own; give --address to use it",
-        )
+        return Check("ray-address", "ok", f"RAY_ADDRESS = {address}: studies use this cluster", "unset RAY_ADDRESS for a Ray of their own")
     return Check("ray-address", "ok", "RAY_ADDRESS is not set: studies start a Ray of their own on loopback")
 
 
