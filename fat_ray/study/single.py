@@ -89,11 +89,16 @@ def _follow(job: RunJob, train: Train, mirror: WandbMirror, *, quiet: bool) -> R
     """Trains, and after each evaluation says so and mirrors what the records gained."""
     began_s = time.monotonic()
 
+    def say(line: str) -> None:
+        if not quiet:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+
     def report(metrics: Mapping[str, Any]) -> None:
         mirror.advance(job.run)
-        if not quiet:
-            print(_progress(metrics, job.spec.train.steps, time.monotonic() - began_s), file=sys.stderr, flush=True)
+        say(_progress(metrics, job.spec.train.steps, time.monotonic() - began_s))
 
+    say(f"{job.run}: {job.spec.train.steps} steps, {job.spec.train.workers} worker(s), policy {job.spec.freeze.policy}")
     try:
         return train(job, report)
     finally:

@@ -61,6 +61,13 @@ def test_ray_socket_paths(tmp_path: Path) -> None:
     assert "RAY_TMPDIR" in long.mend
 
 
+def test_address_in_the_environment_is_pointed_out() -> None:
+    assert doctor._ray_address({}).mend == ""
+    check = doctor._ray_address({"RAY_ADDRESS": "10.0.0.1:6379"})
+    assert "10.0.0.1:6379" in check.found
+    assert "RAY_ADDRESS" in check.mend
+
+
 def test_out_that_is_a_file_fails(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert doctor._writable(tmp_path / "file" / "out").verdict == "fail"
