@@ -1,0 +1,156 @@
+"""The Ray cluster of a study: a local one of its own on loopback, or one that runs already.
+
+Ray reads parts of its environment when it is imported, so this module sets it first and imports Ray late.
+"""
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from fat_ray.errors import ResourceError
+from fat_ray.spec.study import StudySpec
+
+PROBE_TIMEOUT_S = 5.0
+HEALTH_TIMEOUT_S = 20.0
+_SOCKET_LIMIT = 40  # characters left for Ray's directory: the sockets below it have 107 in all
+
+TUNE_ENV: Mapping[str, str] = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the console is ours
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # so are the records
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports no metric
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's would kill the trials
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's snapshots are never read
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",  # the plan has been checked
+}
+LOCAL_ENV: Mapping[str, str] = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # binds every socket to 127.0.0.1
+    "RAY_AUTH_MODE": "disabled",  # unset, Ray would leave a token in the home directory
+}
+
+
+@contextmanager
+def connect(address: str | None, spec: StudySpec) -> Iterator[list[dict[str, float]]]:
+    """Connects to a cluster, or starts a local one, and yields what each of its nodes has.
+
+    A Ray that this process is connected to already is used and left as it is.
+
+    Args:
+        address: ``host:port`` of the cluster's head; None: `RAY_ADDRESS` if set, else a local Ray that ends with the context.
+        spec: The study.
+
+    Raises:
+        ResourceError: The cluster cannot be reached, or Ray cannot be started.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    local = address in (None, "local")
+    _set_environment({**TUNE_ENV, **(LOCAL_ENV if local else {})})
+    from fat_ray.train.run import PLACEMENT_TIMEOUT_VARIABLE, TRAIN_ENV
+
+    variables = {**TRAIN_ENV, PLACEMENT_TIMEOUT_VARIABLE: f"{spec.budget.placement_timeout_s:g}"}
+    _set_environment(variables)
+    import ray
+
+    if ray.is_initialized():
+        yield _nodes()
+    elif address is None or local:
+        with _local(variables):
+            yield _nodes()
+    else:
+        with _remote(address, variables):
+            yield _nodes()
+
+
+def _set_environment(variables: Mapping[str, str]) -> None:
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def _nodes() -> list[dict[str, float]]:
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+@contextmanager
+def _local(variables: Mapping[str, str]) -> Iterator[None]:
+    import ray
+
+    files = _short_directory()
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(files),
+            runtime_env={"env_vars": {**variables, **_import_path()}},
+        )
+    except Exception as error:
+        ray.shutdown()
+        shutil.rmtree(files, ignore_errors=True)
+        raise ResourceError(f"a local Ray could not be started: {' '.join(str(error).split())}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(files, ignore_errors=True)
+
+
+@contextmanager
+def _remote(address: str, variables: Mapping[str, str]) -> Iterator[None]:
+    import ray
+
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    _check_reachable(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": dict(variables)})
+    except (Exception, SystemExit) as error:
+        raise ResourceError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Fails soon where `ray.init` would try for two minutes.
+
+    Raises:
+        ResourceError: Nothing, or something else than Ray, answers at the address.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise ResourceError(f"address = {address}: must be host:port of the cluster's head node, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ResourceError(f"no Ray cluster at {address}: {error.strerror if isinstance(error, OSError) and error.strerror else error}") from error
+    check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        found = subprocess.run(check, capture_output=True, timeout=HEALTH_TIMEOUT_S, check=False).returncode == 0  # noqa: S603 - our own interpreter
+    except subprocess.TimeoutExpired:
+        found = False
+    if not found:
+        raise ResourceError(f"no Ray cluster at {address}: something listens there, but it does not answer as a Ray head of this version")
+
+
+def _short_directory() -> Path:
+    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp makes a private directory
+        if len(parent) < _SOCKET_LIMIT - 12 and Path(parent).is_dir():
+            return Path(tempfile.mkdtemp(prefix="fr-", dir=parent))
+    raise ResourceError(f"a local Ray needs a short path for its sockets; TMPDIR = {tempfile.gettempdir()} is too long")
+
+
+def _import_path() -> dict[str, str]:
+    """What the driver can import, its workers can: `module:function` of a task often lies where the command was given."""
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(path or str(Path.cwd()) for path in sys.path))}
