@@ -1,8 +1,8 @@
 """One row per run and one per setting: what each reached, what it cost, and how it stands against full fine-tuning.
 
-The words, used in this sense everywhere in analysis: *last* is the value of a run's latest evaluation, *best* the most favourable value of any of its
-evaluations (an optimistic number: it picks its own moment), *partial* any value of a run that did not complete. Ranks and the Pareto front
-use last values of completed runs only.
+The words, used in this sense everywhere in analysis: *last* is the value of a run's latest evaluation, *best* the most favourable value of
+any of its evaluations (an optimistic number: it picks its own moment), *partial* any value of a run that did not complete. Ranks and the
+Pareto front use last values of completed runs only.
 """
 
 import math
@@ -106,6 +106,14 @@ class Comparison:
         """Whether any setting was run with more than one seed."""
         return bool((self.settings["runs"] > 1).any())
 
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The ranked setting with the best first objective that is no baseline, as a row of `settings`; None while there is none."""
+        ranked = self.settings.filter((pl.col("role") != "baseline") & pl.col("pareto_rank").is_not_null())
+        upwards = self.objectives[0].direction == "minimize"
+        best_first = ranked.sort(pl.col("objective_means").list.first(), descending=not upwards, maintain_order=True)
+        return next(best_first.iter_rows(named=True), None)
+
 
 def compare(directories: Sequence[Path | str]) -> Comparison:
     """Compares the runs of one or several studies, finished or still running.
@@ -126,7 +134,7 @@ def compare(directories: Sequence[Path | str]) -> Comparison:
         metric=metric,
         objectives=objectives,
         runs=runs.sort("order", "seed", "run", nulls_last=True).select(pl.col(name).cast(kind) for name, kind in RUN_COLUMNS.items()),
-        settings=settings.drop("order", "values", "planned_seeds"),
+        settings=settings.drop("order", "planned_seeds"),
         references=_references(evals, metric),
         notes=_notes(studies, objectives),
     )
@@ -236,7 +244,7 @@ def _settings(runs: pl.DataFrame, objectives: pl.DataFrame, studies: Sequence[St
             *(pl.col(name).filter(whole).std(ddof=1).alias(f"{name}_sd") for name in MEASURES),
             *(pl.col(name).fill_null(math.nan).filter(whole).mean() for name in values),  # one unknown value: no rank
         )
-        .with_columns(pl.concat_list(values).alias("values"))
+        .with_columns(pl.concat_list(values).list.eval(pl.element().fill_nan(None)).alias("objective_means"))
         .drop(values)
         .join(planned, on="study")
     )
@@ -245,12 +253,16 @@ def _settings(runs: pl.DataFrame, objectives: pl.DataFrame, studies: Sequence[St
 def _ranked(settings: pl.DataFrame, objectives: Sequence[Objective]) -> pl.DataFrame:
     """Adds pareto_rank (null unless every seed completed), on_front and order: by rank, then by the first objective."""
     enough = (pl.col("role") != "search") | (pl.col("completed") >= pl.col("planned_seeds"))
-    whole = enough & (pl.col("completed") == pl.col("runs")) & pl.col("values").list.eval(pl.element().is_finite()).list.all()
-    counted = settings.filter(whole.fill_null(value=False))
+    whole = (
+        enough
+        & (pl.col("completed") == pl.col("runs"))
+        & pl.col("objective_means").list.eval(pl.element().is_finite().fill_null(value=False)).list.all()
+    )
+    counted = settings.filter(whole)
     directions = [objective.direction for objective in objectives]
-    ranks = pl.Series("pareto_rank", front_ranks(counted["values"].to_list(), directions), dtype=pl.Int32)
+    ranks = pl.Series("pareto_rank", front_ranks(counted["objective_means"].to_list(), directions), dtype=pl.Int32)
     key = ["study", "setting"]
-    first = pl.col("values").list.first() * (-1 if directions[0] == "maximize" else 1)
+    first = pl.col("objective_means").list.first() * (-1 if directions[0] == "maximize" else 1)
     return (
         settings.join(counted.select(key).with_columns(ranks), on=key, how="left")
         .with_columns((pl.col("pareto_rank") == 1).fill_null(value=False).alias("on_front"), first.alias("first"))

@@ -13,17 +13,17 @@ def front_ranks(values: ArrayLike, directions: Sequence[str]) -> list[int]:
     objective this is the dense rank.
 
     Args:
-        values: Finite numbers (points × objectives).
+        values: Finite numbers of shape (points, objectives).
         directions: ``maximize`` or ``minimize`` per objective.
     """
     signs = np.array([-1.0 if direction == "maximize" else 1.0 for direction in directions])
     costs: NDArray[np.float64] = np.asarray(values, dtype=np.float64).reshape(-1, len(directions)) * signs
-    no_worse = (costs[:, None, :] <= costs[None, :, :]).all(axis=2)  # [i, j]: i is at least as good as j everywhere
+    no_worse: NDArray[np.bool_] = np.all(costs[:, None, :] <= costs[None, :, :], axis=2)  # [i, j]: i is nowhere worse than j
     dominates = no_worse & ~no_worse.T
     ranks = np.zeros(len(costs), dtype=np.int64)
     rank = 0
     while (open_points := ranks == 0).any():
         rank += 1
-        beaten = dominates[open_points].any(axis=0)
+        beaten: NDArray[np.bool_] = np.any(dominates[open_points], axis=0)
         ranks[open_points & ~beaten] = rank
     return [int(found) for found in ranks]

@@ -68,9 +68,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecordError(
-            f"{directory} is not a study: it has no study.json; give the directory that `fat-ray launch` printed"
-        ) from None
+        raise RecordError(f"{directory} is not a study: it has no study.json; give the directory that `fat-ray launch` printed") from None
     except (OSError, ValueError) as error:
         raise RecordError(f"{path} cannot be read: {error}") from error
     missing = sorted({"name", "schema_version", "spec"} - set(manifest if isinstance(manifest, dict) else ()))
@@ -85,9 +83,7 @@ def _check_version(path: Path, version: str) -> None:
     if not major.isdecimal():
         raise RecordError(f"{path}: schema_version = {version!r} is not a version like {SCHEMA_VERSION!r}")
     if int(major) > int(SCHEMA_VERSION.partition(".")[0]):
-        raise RecordError(
-            f"{path}: the records have schema version {version}, this fat_ray reads up to {SCHEMA_VERSION}: update fat_ray"
-        )
+        raise RecordError(f"{path}: the records have schema version {version}, this fat_ray reads up to {SCHEMA_VERSION}: update fat_ray")
 
 
 def scan(studies: Sequence[Study], table: str) -> pl.LazyFrame:

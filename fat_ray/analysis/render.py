@@ -24,14 +24,17 @@ def as_table(comparison: Comparison, console: Console) -> RenderableType:
     """The comparison for a terminal: as many columns as fit, the least important ones left out first."""
     parts: list[RenderableType] = []
     if comparison.several_seeds:
-        parts += [Text("Settings: mean ± sample standard deviation over completed seeds", style="bold"), *_fit(setting_table(comparison), console)]
+        parts += [
+            Text("Settings: mean ± sample standard deviation over completed seeds", style="bold"),
+            *_fit(setting_table(comparison), console),
+        ]
         parts += [Text("Runs", style="bold")]
     parts += _fit(run_table(comparison), console)
-    return Group(*parts, *(Text(line, style="dim") for line in explanations(comparison)))
+    return Group(*parts, *(Text(line, style="dim") for line in [*explanations(comparison), *comparison.notes]))
 
 
 def explanations(comparison: Comparison) -> list[str]:
-    """What the marks and words of the table mean, and what a reader must know before comparing."""
+    """What the marks and words of the table mean."""
     objectives = text.listing(f"{objective.direction} {objective.metric}" for objective in comparison.objectives)
     lines = [
         f"{FRONT}: Pareto front of completed runs: {objectives}. last: at the final evaluation; best: the most favourable evaluation seen.",
@@ -39,7 +42,7 @@ def explanations(comparison: Comparison) -> list[str]:
     ]
     if bool(comparison.runs["partial"].any()):
         lines.append(f"{PARTIAL}: partial; the run did not complete; the value is not comparable and not ranked.")
-    return [*lines, *comparison.notes]
+    return lines
 
 
 def _fit(table: TextTable, console: Console) -> list[RenderableType]:
@@ -109,4 +112,6 @@ def as_csv(comparison: Comparison) -> str:
 
 def _with_params(row: dict[str, Any]) -> dict[str, Any]:
     """The row with its settings as an object, where the frame has JSON text."""
-    return {("params" if key == "params_json" else key): (json.loads(value) if key == "params_json" else value) for key, value in row.items()}
+    return {
+        ("params" if key == "params_json" else key): (json.loads(value) if key == "params_json" else value) for key, value in row.items()
+    }

@@ -107,18 +107,18 @@ def _columns(comparison: Comparison, name: str, measure: Measure) -> list[Column
         *_params(comparison),
         Column("status" if name == "run" else "seeds", numeric=False, priority=1, cell=state),
         number(f"val {metric}\nlast", 0, "val_last", text.score),
+        number(f"Δ {metric}\nvs full", 4, "delta_val", text.difference),
         Column("best\n@ step", numeric=True, priority=5, cell=_best) if name == "run" else number("val\nbest", 5, "val_best", text.score),
         number(f"test {metric}\nlast", 1, "test_last", text.score),
         number("zero-\nshot", 2, "zero_shot_last", text.score),
-        number(MEAN_ACTIVE, 8, "mean_active", text.quantity),
         number(f"{MEAN_ACTIVE}\nof all", 1, "mean_active_fraction", text.percent),
         number("final\nactive", 7, "final_active_fraction", text.percent),
-        number("train\ntime", 6, "train_s", text.seconds),
-        number("FLOPs", 10, "flops", text.quantity),
-        number(f"Δ {metric}\nvs full", 4, "delta_val", text.difference),
         number("FLOPs\nvs full", 3, "flops_ratio", text.ratio),
         number("time\nvs full", 5, "train_s_ratio", text.ratio),
+        number(MEAN_ACTIVE, 8, "mean_active", text.quantity),
+        number("train\ntime", 6, "train_s", text.seconds),
         number("worker\ntime", 11, "worker_s", text.seconds),
+        number("FLOPs", 10, "flops", text.quantity),
     ]
 
 

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-DASH = "–"
+DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 _METRICS = {"f1": "F1", "iou": "IoU"}
-_KINDS = {"none": "full fine-tuning", "random_matched": "random matched"}
+_KINDS = {"none": "full fine-tuning", "random_matched": "random matched", "single": "the single run"}
 
 
 def score(value: float | None) -> str:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def lite0_groups() -> list[GroupInfo]:
 
 def _blocks(layer: str, kind: str, rows_: int, columns: int) -> list[GroupInfo]:
     edges = sorted({rows_ * i // 4 for i in range(5)}) if rows_ >= 16 else [0, rows_]
-    return [GroupInfo(f"{layer}[{a}:{b}]", layer, kind, (b - a) * columns) for a, b in zip(edges, edges[1:], strict=False)]
+    return [GroupInfo(f"{layer}[{a}:{b}]", layer, kind, (b - a) * columns) for a, b in pairwise(edges)]
 
 
 def _conv(layer: str, out: int, fan_in: int) -> list[GroupInfo]:
@@ -155,7 +156,13 @@ def _start(run: FakeRun, spec: StudySpec, groups: list[GroupInfo], at: datetime)
         label=run.label,
         params=run.params,
         spec=document,
-        environment={"python": "3.11.9", "torch": "2.13.0+cpu", "world_size": 2, "device": "cpu", "git": {"commit": "2a374ea", "dirty": False}},
+        environment={
+            "python": "3.11.9",
+            "torch": "2.13.0+cpu",
+            "world_size": 2,
+            "device": "cpu",
+            "git": {"commit": "2a374ea", "dirty": False},
+        },
         groups=groups,
         started_at=at,
     )
@@ -201,6 +208,7 @@ def _eval(run: FakeRun, step: int, planned: int, split: str, constant_f1: float 
     target = {"val": run.f1, "test": run.test_f1 or run.f1 - 0.02, "zero_shot": run.f1 - 0.1}[split]
     dip = 0.03 * run.f1 * math.sin(9 * step / planned + hash_of(run.run)) * (1 - step / planned)
     value = target * (1 - math.exp(-5 * step / planned)) / (1 - math.exp(-5)) + dip
+    value = min(max(value, 0.002), 1.0)
     metrics = {"f1": value, "iou": value / (2 - value), "loss": 1 - value}
     if constant_f1 is not None:
         metrics["constant_f1"] = constant_f1
