@@ -6,6 +6,7 @@ Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 the
 import contextlib
 import functools
 import shlex
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -177,9 +178,18 @@ def launch(
 
     directory = (out or Path(loaded.spec.output)) / loaded.spec.name
     _SESSION.directory = directory
-    outcome = launch_study(loaded.spec, text=loaded.text, directory=directory, address=address, quiet=quiet)
-    _conclude(directory)
-    raise typer.Exit(outcome.exit_code)
+    outcome = launch_study(loaded.spec, text=loaded.text, directory=directory, address=address, quiet=quiet, command=tuple(sys.argv[1:]))
+    if outcome.runs:
+        _conclude(directory)
+    for note in outcome.notes:
+        typer.echo(f"note: {note}", err=True)
+    for ended in outcome.runs:
+        if ended.status in ("failed", "diverged"):
+            typer.echo(f"{ended.run} {ended.status}: {ended.reason}", err=True)
+    if outcome.interrupted:
+        _stop("stopped on request; what was done so far is in the records", 130)
+    if outcome.failed:
+        _stop(f"{outcome.failed} of {len(outcome.runs)} runs failed; tracebacks lie in {directory / 'logs'}", 1)
 
 
 @_command("fat-ray run studies/quickstart.yaml --set freeze.policy=none --workers 2 --seed 1")
@@ -201,7 +211,7 @@ def run(
     chosen = loaded.spec.seeds[0] if seed is None else seed
     directory = (out or Path(loaded.spec.output)) / f"{loaded.spec.name}-run-s{chosen}"
     _SESSION.directory = directory
-    end = run_once(loaded.spec, text=loaded.text, directory=directory, seed=chosen, ray=ray, quiet=quiet)
+    end = run_once(loaded.spec, text=loaded.text, directory=directory, seed=chosen, ray=ray, quiet=quiet, command=sys.argv[1:])
     _conclude(directory)
     if end.status != "completed":
         _stop(f"the run ended as {end.status}: {end.reason}", 1)
