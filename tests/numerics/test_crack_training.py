@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fat_ray.spec.task import CrackSegmentationSpec
+from fat_ray.tasks.crack.model import CrackSegmenter
 from fat_ray.tasks.crack.task import CrackSegmentation
 from tests.crack_files import make_rows, write_rows
 
@@ -46,3 +47,17 @@ def test_fresh_head_comes_from_the_global_generator_alone(task: CrackSegmentatio
         states.append(task.build_model().state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["head.fuse.weight"], states[2]["head.fuse.weight"])
+
+
+def test_batchnorm_momentum_and_head_width_reach_the_model() -> None:
+    model = CrackSegmenter(head_width=8, batchnorm_momentum=0.25)
+    norms = [module for module in model.encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.25}
+    assert model.head.classify.in_channels == 8
+
+
+def test_fresh_head_predicts_few_cracks() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        probability = CrackSegmenter(8, 0.1)(torch.rand(2, 3, 32, 32)).sigmoid().mean().item()
+    assert 0.02 < probability < 0.12
