@@ -1,0 +1,27 @@
+"""Runs of the tiny task."""
+
+from pathlib import Path
+from typing import Any
+
+from fat_ray.spec.job import RunJob
+from fat_ray.spec.run import DriftSpec, FisherSpec, FreezeSpec, RunSpec, TrainSpec
+from fat_ray.spec.task import CustomTaskSpec
+from tests.support.tiny_task import TINY_TASK
+
+STEPS = 8
+
+
+def tiny_spec(*, workers: int = 2, steps: int = STEPS, evaluate_every: int = 2, policy: str = "fisher_drift", **settings: Any) -> RunSpec:
+    """A run that freezes something and takes a fraction of a second; `settings` are those of `tiny_task.make_task`."""
+    return RunSpec(
+        task=CustomTaskSpec(name=TINY_TASK, settings=settings),
+        train=TrainSpec(steps=steps, global_batch=8, evaluate_every=evaluate_every, workers=workers, cpus_per_worker=0.5),
+        fisher=FisherSpec(every=1, blocks=2),
+        drift=DriftSpec(bins=8),
+        freeze=FreezeSpec.model_validate({"policy": policy, "threshold": 0.0, "every": 2, "warmup_steps": 2}),
+    )
+
+
+def tiny_job(directory: Path, run: str = "run-s0", *, seed: int = 0, **spec: Any) -> RunJob:
+    """One run of `tiny_spec`."""
+    return RunJob(study="tiny", run=run, trial=None, seed=seed, role="single", spec=tiny_spec(**spec), directory=str(directory))

@@ -1,0 +1,136 @@
+"""A task that trains in milliseconds, and goes wrong when told to: for tests of everything around training."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fat_ray.tasks.base import Batch, Direction
+
+TINY_TASK = "tests.support.tiny_task:make_task"
+SIZE = 8
+"""Height and width of the images."""
+
+
+class TinyExamples:
+    """Random images; the label is whether the left half is brighter than the right."""
+
+    def __init__(self, num_examples: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._images = torch.randn(num_examples, 1, SIZE, SIZE, generator=generator)
+        self._labels = (self._images[..., : SIZE // 2].sum((1, 2, 3)) > self._images[..., SIZE // 2 :].sum((1, 2, 3))).float()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
+        rows = list(indices)
+        return self._images[rows], self._labels[rows]
+
+
+class TinyTask:
+    """See `make_task`."""
+
+    metrics: Mapping[str, Direction] = {"f1": "maximize", "loss": "minimize"}
+
+    def __init__(self, *, batch_norm: bool, dropout: float, trouble: dict[int, str], trouble_rank: int, slow_s: float) -> None:
+        self._batch_norm = batch_norm
+        self._dropout = dropout
+        self._trouble = trouble
+        self._trouble_rank = trouble_rank
+        self._slow_s = slow_s
+        self._step = 0
+
+    def build_model(self) -> nn.Module:
+        norm = nn.BatchNorm2d(8) if self._batch_norm else nn.Identity()
+        layers = (nn.Conv2d(1, 8, 3, padding=1), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(self._dropout))
+        return nn.Sequential(*layers, nn.Linear(8 * 16, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    def train_set(self) -> TinyExamples:
+        return TinyExamples(32, seed=1)
+
+    def evaluation_sets(self) -> Mapping[str, TinyExamples]:
+        return {"val": TinyExamples(16, seed=2), "test": TinyExamples(16, seed=3)}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        images, labels = batch
+        loss = functional.binary_cross_entropy_with_logits(model(images).squeeze(1), labels)
+        time.sleep(self._slow_s)
+        trouble = self._trouble.get(self._step) if _rank() == self._trouble_rank else None
+        self._step += 1
+        return _make(trouble, loss) if trouble else loss
+
+    def accumulate(self, model: nn.Module, batch: Batch) -> Mapping[str, float]:
+        images, labels = batch
+        logits = model(images).squeeze(1)
+        guess = (logits > 0).float()
+        loss = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        hits, errors = (guess * labels).sum(), (guess != labels).sum()
+        return {"loss": float(loss), "hits": float(hits), "errors": float(errors), "count": float(len(labels))}
+
+    def finish(self, sums: Mapping[str, float]) -> dict[str, float]:
+        return {"f1": 2 * sums["hits"] / max(1.0, 2 * sums["hits"] + sums["errors"]), "loss": sums["loss"] / sums["count"]}
+
+
+def make_task(
+    *,
+    batch_norm: bool = False,
+    dropout: float = 0.1,
+    trouble: Mapping[str, str] | None = None,
+    trouble_rank: int = 0,
+    slow_s: float = 0.0,
+    fail: str = "",
+) -> TinyTask:
+    """A small convolutional network on random images.
+
+    Args:
+        batch_norm: Whether the convolution is followed by BatchNorm.
+        dropout: So that the global generator matters.
+        trouble: Step (as a string, for JSON) to what goes wrong there: ``nan``, ``raise``, ``kill``, ``hang``, ``litter``
+            (leaves seeds, defaults and an environment variable behind, and the loss as it is), or ``file:PATH`` (makes a file).
+        trouble_rank: The rank on which it does.
+        slow_s: Seconds added to each step.
+        fail: Message of an error raised at once; empty: none.
+    """
+    if fail:
+        raise ValueError(fail)
+    steps = {int(step): what for step, what in (trouble or {}).items()}
+    return TinyTask(batch_norm=batch_norm, dropout=dropout, trouble=steps, trouble_rank=trouble_rank, slow_s=slow_s)
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _make(trouble: str, loss: Tensor) -> Tensor:
+    match trouble:
+        case "nan":
+            return loss * float("nan")
+        case "raise":
+            raise KeyError("the tiny task was told to raise")
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            time.sleep(3600)
+        case "litter":
+            _litter()
+        case _:
+            Path(trouble.removeprefix("file:")).touch()
+    return loss
+
+
+def _litter() -> None:
+    """What a careless task leaves behind in its process."""
+    os.environ["TINY_TASK_WAS_HERE"] = "1"
+    torch.set_num_threads(2)
+    torch.set_default_dtype(torch.float64)
+    torch.use_deterministic_algorithms(mode=True)
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(12345)
