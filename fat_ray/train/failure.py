@@ -12,7 +12,9 @@ MAX_REASON = 300
 
 DIED = "its process died or was killed (out of memory, a signal, a lost node)"
 
-_LOST_PEER = re.compile(r"gloo/transport|Connection (closed|reset|refused) by peer|Broken pipe|NCCL.*(remote process|abort)|DistNetworkError")
+_LOST_PEER = re.compile(
+    r"gloo/transport|Connection (closed|reset|refused) by peer|Broken pipe|NCCL.*(remote process|abort)|DistNetworkError"
+)
 
 
 def one_line(error: BaseException) -> str:

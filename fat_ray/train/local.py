@@ -20,7 +20,7 @@ from fat_ray.errors import ResourceError, RunFailedError
 from fat_ray.events import RunEnd
 from fat_ray.spec.run import TrainSpec
 from fat_ray.train.failure import killed_by, one_line, root_cause, write_log
-from fat_ray.train.job import RunJob
+from fat_ray.spec.job import RunJob
 from fat_ray.train.resources import backend
 from fat_ray.train.stop import clear_stop, stop_on_interrupt
 
@@ -66,7 +66,9 @@ def _check_gpus(spec: TrainSpec) -> None:
 
     needed, found = spec.workers * spec.gpus_per_worker, torch.cuda.device_count()
     if needed > found:
-        raise ResourceError(f"train.gpus_per_worker = {spec.gpus_per_worker:g}: {spec.workers} workers need {needed:g} GPUs, this machine has {found}")
+        raise ResourceError(
+            f"train.gpus_per_worker = {spec.gpus_per_worker:g}: {spec.workers} workers need {needed:g} GPUs, this machine has {found}"
+        )
 
 
 def _device(spec: TrainSpec, rank: int) -> "torch.device":
@@ -80,7 +82,9 @@ def _in_process(job: RunJob, report: Report | None) -> RunEnd:
 
     with stop_on_interrupt(job.directory, job.run):
         try:
-            return work(job, rank=0, device=_device(job.spec.train, 0), on_evaluation=lambda metrics: report(dict(metrics)) if report else None)
+            return work(
+                job, rank=0, device=_device(job.spec.train, 0), on_evaluation=lambda metrics: report(dict(metrics)) if report else None
+            )
         except RunFailedError:
             write_log(job.directory, job.run, traceback.format_exc())
             raise

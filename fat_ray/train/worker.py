@@ -3,26 +3,22 @@
 import gc
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from fat_ray.engine.loop import train
+from fat_ray.engine.loop import OnEvaluation, train
 from fat_ray.errors import RunFailedError
 from fat_ray.events import RunEnd
 from fat_ray.records.parquet import ParquetSink
 from fat_ray.records.sink import NullSink, Sink
 from fat_ray.tasks.registry import build_task
 from fat_ray.train.failure import one_line
-from fat_ray.train.job import RunJob
+from fat_ray.spec.job import RunJob
 from fat_ray.train.resources import threads
 from fat_ray.train.stop import StopPoll
-
-OnEvaluation = Callable[[Mapping[str, float]], None]
-"""Called on every rank after each evaluation of the validation split, with equal values."""
 
 
 def work(job: RunJob, *, rank: int, device: torch.device, on_evaluation: OnEvaluation) -> RunEnd:
@@ -46,13 +42,12 @@ def work(job: RunJob, *, rank: int, device: torch.device, on_evaluation: OnEvalu
 
 
 def _train(job: RunJob, rank: int, device: torch.device, on_evaluation: OnEvaluation) -> RunEnd:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     task = build_task(job.spec.task)
-    sink: Sink = ParquetSink(Path(job.directory), job.run) if rank == 0 else NullSink()
+    sink: Sink = ParquetSink(job.directory, job.run) if rank == 0 else NullSink()
     stop = StopPoll(job.directory, job.run)
-    try:
-        return train(job, task, sink, device=device, stop_request=stop, on_evaluation=on_evaluation)
-    finally:
-        sink.close()
+    return train(job, task, sink, device=device, stop_request=stop, on_evaluation=on_evaluation)
 
 
 @contextmanager
