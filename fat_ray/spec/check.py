@@ -43,9 +43,7 @@ def cross_problems(data: Mapping[str, Any], spec: StudySpec | None) -> Iterator[
 def searchable(data: Mapping[str, Any]) -> dict[str, FieldInfo | None]:
     """The fields that a search may vary, by dotted key; None for settings of one's own task, whose limits only it knows."""
     task = task_model(data)
-    found: dict[str, FieldInfo | None] = {
-        key: info for key, info in run_fields(task).items() if key not in FIXED and scalar(info)
-    }
+    found: dict[str, FieldInfo | None] = {key: info for key, info in run_fields(task).items() if key not in FIXED and scalar(info)}
     if task is CustomTaskSpec:
         found |= dict.fromkeys(_settings(data["task"].get("settings"), "task.settings"))
     return found

@@ -122,8 +122,9 @@ class _Builder:
                 return self._mapping(node, path)
             case SequenceNode():
                 return [self._value(item, (*path, i), None) for i, item in enumerate(node.value)]
-            case _:
+            case ScalarNode():
                 return self._scalar(node, path)
+        raise AssertionError(node)
 
     def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
         mapping: dict[str, Any] = {}

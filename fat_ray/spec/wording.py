@@ -1,5 +1,6 @@
 """Pydantic's complaints in plain words: what the value is, and what would be right."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,40 +68,38 @@ def message(error: ErrorDetails, path: Path, data: Any) -> str:
     if kind in _LIMITS:
         text, key = _LIMITS[kind]
         return f"must be {text.format(context[key])}"
-    match kind:
+    return _other(error, path, data)
+
+
+def _other(error: ErrorDetails, path: Path, data: Any) -> str:
+    value, context = error["input"], error.get("ctx", {})
+    match error["type"]:
         case "missing":
-            return "is missing"
+            text = "is missing"
         case "extra_forbidden":
-            return unknown_key(path, data)
+            text = unknown_key(path, data)
         case "finite_number":
-            return f"must be a finite number, not {describe(value)}"
+            text = f"must be a finite number, not {describe(value)}"
         case "literal_error":
-            return _choices(str(value), context["expected"])
+            text = _choices(str(value), context["expected"])
         case "string_pattern_mismatch":
-            return f"must {_pattern(path)}"
+            text = f"must {_pattern(path)}"
         case "value_error":
-            return str(context["error"])
+            text = str(context["error"])
         case _:
-            return error["msg"][:1].lower() + error["msg"][1:]
+            text = error["msg"][:1].lower() + error["msg"][1:]
+    return text
 
 
 def describe(value: object) -> str:
     """The value with its kind, so that `1` and `"1"` differ."""
-    match value:
-        case str():
-            return f"the text '{shorten(value, 40)}'"
-        case None:
-            return "nothing"
-        case bool():
-            return shorten(value)
-        case dict():
-            return "a section of keys"
-        case list():
-            return "a list"
-        case float() if value != value:  # noqa: PLR0124  # NaN is the one value that differs from itself
-            return "NaN"
-        case _:
-            return shorten(value, 40)
+    if isinstance(value, str):
+        return f"the text '{shorten(value, 40)}'"
+    if isinstance(value, dict | list):
+        return "a section of keys" if isinstance(value, dict) else "a list"
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    return "nothing" if value is None else shorten(value, 40)
 
 
 def _choices(value: str, expected: str) -> str:

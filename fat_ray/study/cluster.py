@@ -1,7 +1,4 @@
-"""The Ray cluster of a study: a local one of its own on loopback, or one that runs already.
-
-Ray reads parts of its environment when it is imported, so this module sets it first and imports Ray late.
-"""
+"""The Ray cluster of a study: a local one of its own on loopback, or one that runs already."""
 
 import logging
 import os
@@ -14,26 +11,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import ray
+
 from fat_ray.errors import ResourceError
 from fat_ray.spec.study import StudySpec
+from fat_ray.study.environment import set_defaults
+from fat_ray.train.run import PLACEMENT_TIMEOUT_VARIABLE, TRAIN_ENV
 
 PROBE_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 20.0
 _SOCKET_LIMIT = 40  # characters left for Ray's directory: the sockets below it have 107 in all
-
-TUNE_ENV: Mapping[str, str] = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the console is ours
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # so are the records
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports no metric
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's would kill the trials
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's snapshots are never read
-    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",  # the plan has been checked
-}
-LOCAL_ENV: Mapping[str, str] = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # binds every socket to 127.0.0.1
-    "RAY_AUTH_MODE": "disabled",  # unset, Ray would leave a token in the home directory
-}
 
 
 @contextmanager
@@ -43,24 +30,17 @@ def connect(address: str | None, spec: StudySpec) -> Iterator[list[dict[str, flo
     A Ray that this process is connected to already is used and left as it is.
 
     Args:
-        address: ``host:port`` of the cluster's head; None: `RAY_ADDRESS` if set, else a local Ray that ends with the context.
+        address: ``host:port`` of the cluster's head; None: a local Ray that ends with the context.
         spec: The study.
 
     Raises:
         ResourceError: The cluster cannot be reached, or Ray cannot be started.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
-    local = address in (None, "local")
-    _set_environment({**TUNE_ENV, **(LOCAL_ENV if local else {})})
-    from fat_ray.train.run import PLACEMENT_TIMEOUT_VARIABLE, TRAIN_ENV
-
     variables = {**TRAIN_ENV, PLACEMENT_TIMEOUT_VARIABLE: f"{spec.budget.placement_timeout_s:g}"}
-    _set_environment(variables)
-    import ray
-
+    set_defaults(variables)
     if ray.is_initialized():
         yield _nodes()
-    elif address is None or local:
+    elif address is None:
         with _local(variables):
             yield _nodes()
     else:
@@ -68,21 +48,12 @@ def connect(address: str | None, spec: StudySpec) -> Iterator[list[dict[str, flo
             yield _nodes()
 
 
-def _set_environment(variables: Mapping[str, str]) -> None:
-    for name, value in variables.items():
-        os.environ.setdefault(name, value)
-
-
 def _nodes() -> list[dict[str, float]]:
-    import ray
-
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 @contextmanager
 def _local(variables: Mapping[str, str]) -> Iterator[None]:
-    import ray
-
     files = _short_directory()
     try:
         ray.init(
@@ -106,9 +77,6 @@ def _local(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _remote(address: str, variables: Mapping[str, str]) -> Iterator[None]:
-    import ray
-
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": dict(variables)})
@@ -134,7 +102,9 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
-        raise ResourceError(f"no Ray cluster at {address}: {error.strerror if isinstance(error, OSError) and error.strerror else error}") from error
+        raise ResourceError(
+            f"no Ray cluster at {address}: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
+        ) from error
     check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
         found = subprocess.run(check, capture_output=True, timeout=HEALTH_TIMEOUT_S, check=False).returncode == 0  # noqa: S603 - our own interpreter

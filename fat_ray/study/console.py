@@ -126,7 +126,9 @@ class ConsoleCallback(Callback):  # type: ignore[misc]
     def _row(self, trial: Trial, now_s: float) -> list[RenderableType]:
         word = state(trial)
         reached = f"{trial.steps if trial.status is Status.COMPLETED else trial.step}/{trial.steps}"
-        bar = ProgressBar(total=1.0, completed=trial.progress if trial.status in (None, Status.COMPLETED) else trial.step / trial.steps, width=10)
+        bar = ProgressBar(
+            total=1.0, completed=trial.progress if trial.status in (None, Status.COMPLETED) else trial.step / trial.steps, width=10
+        )
         setting = Text(trial.reason, "red") if trial.status in (Status.FAILED, Status.DIVERGED) else Text(self._setting(trial))
         elapsed = duration(trial.elapsed_s(now_s))
         return [trial.name, setting, Text(word, _STYLES[word]), reached, bar, self._value(trial), self._active(trial), elapsed]

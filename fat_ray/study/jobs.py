@@ -28,8 +28,9 @@ def full_fine_tuning(study: StudySpec, directory: Path) -> Trial:
 
 
 def matched_random(study: StudySpec, directory: Path, leader: Trial) -> Trial:
-    """The baseline ``random_matched``: the leader's setting and, seed by seed, as many active elements at each of its freeze
-    events, but groups drawn at random. So it differs from the leader in nothing but which groups freeze.
+    """The baseline ``random_matched``: the leader's setting and its schedule seed by seed, but with groups drawn at random.
+
+    So it differs from the leader in nothing but which groups freeze.
     """
     spec = with_policy(leader.jobs[0].spec, "random_matched")
     trial = _trial(study, directory, "random_matched", spec, params=leader.params)

@@ -15,9 +15,9 @@ from fat_ray.events import Status
 from fat_ray.records.manifest import create_study
 from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.study import StudySpec
-from fat_ray.study.cluster import connect
+from fat_ray.study.environment import prepare, resolve_address
 from fat_ray.study.ledger import Close, Ledger
-from fat_ray.study.plan import Plan, num_trials, plan
+from fat_ray.study.plan import num_trials, plan
 from fat_ray.tasks.registry import check_task
 
 
@@ -88,8 +88,7 @@ def launch(
     ledger = Ledger(num_trials(spec))
     try:
         WandbMirror(directory, spec.wandb).check_writable()
-        with connect(address, spec) as nodes, ray_log(directory / "logs" / "ray.log"), interruptible(ledger):
-            _run(spec, directory, ledger, plan(spec, nodes), quiet=quiet)
+        _run(spec, directory, ledger, resolve_address(address), quiet=quiet)
     except (InputError, KeyboardInterrupt):
         if not ledger.trials:
             shutil.rmtree(directory)  # nothing was started: the same command may be given again
@@ -97,16 +96,20 @@ def launch(
     return _outcome(directory, ledger)
 
 
-def _run(spec: StudySpec, directory: Path, ledger: Ledger, how: Plan, *, quiet: bool) -> None:
-    # Ray reads its environment when it is imported, and `connect` has set it by now.
-    from fat_ray.study.console import ConsoleCallback
-    from fat_ray.study.tune import run_trials
+def _run(spec: StudySpec, directory: Path, ledger: Ledger, address: str | None, *, quiet: bool) -> None:
+    prepare(address)
+    # Ray reads its environment when it is imported, so only now.
+    from fat_ray.study.cluster import connect  # noqa: PLC0415
+    from fat_ray.study.console import ConsoleCallback  # noqa: PLC0415
+    from fat_ray.study.tune import run_trials  # noqa: PLC0415
 
-    console = ConsoleCallback(spec, ledger, quiet=quiet)
-    try:
-        run_trials(spec, directory, ledger, how, console)
-    finally:
-        console.close()
+    with connect(address, spec) as nodes, ray_log(directory / "logs" / "ray.log"), interruptible(ledger):
+        how = plan(spec, nodes)
+        console = ConsoleCallback(spec, ledger, quiet=quiet)
+        try:
+            run_trials(spec, directory, ledger, how, console)
+        finally:
+            console.close()
 
 
 def _outcome(directory: Path, ledger: Ledger) -> StudyOutcome:

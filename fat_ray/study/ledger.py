@@ -4,10 +4,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from statistics import median
 from typing import Any
 
 from fat_ray.events import Status
 from fat_ray.spec.job import RunJob
+
 
 class Close(StrEnum):
     """Why no further trial starts and running ones are asked to stop."""
@@ -114,6 +116,12 @@ class Ledger:
         return min(1.0, sum(trial.progress for trial in self.trials) / max(1, self.total))
 
     def time_left_s(self, now_s: float) -> float | None:
-        """Seconds that the rest takes if it goes on as it went; None before anything is known."""
-        done = self.progress
-        return (now_s - self.started_s) * (1 - done) / done if done > 0.02 else None
+        """Seconds that the rest takes, if trials go on as the typical one that ended; None before anything is known.
+
+        The median forgives the first trial of a warm slot, which starts its workers.
+        """
+        ended = [trial.elapsed_s(now_s) for trial in self.trials if trial.status in (Status.COMPLETED, Status.PRUNED)]
+        lanes = max(1, self.num_running)
+        if ended:
+            return median(ended) * self.total * (1 - self.progress) / lanes
+        return (now_s - self.started_s) * (1 - self.progress) / self.progress if self.progress > 0.02 else None

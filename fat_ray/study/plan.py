@@ -68,7 +68,9 @@ def _explain(train: TrainSpec, nodes: Sequence[Resources]) -> str:
         has = sum(node.get(kind, 0.0) for node in nodes)
         if each * train.workers > has + _ROUNDING:
             needs = f"{_workers(train)} x {each:g} {kind}s = {train.workers * each:g} {kind}s"
-            return f"the study cannot run here: a run needs {needs}, the cluster has {has:g} (train.workers, train.{kind.lower()}s_per_worker)"
+            return (
+                f"the study cannot run here: a run needs {needs}, the cluster has {has:g} (train.workers, train.{kind.lower()}s_per_worker)"
+            )
     most = max((_workers_on(node, train) for node in nodes), default=0)
     share = " and ".join(f"{each:g} {kind}s" for kind, each in wanted.items() if each)
     return (

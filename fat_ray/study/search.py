@@ -29,6 +29,7 @@ from fat_ray.study.verdict import COSTS, conclude, objective_values
 
 JOURNAL = "optuna.journal"
 
+
 def build_sampler(spec: SamplerSpec) -> BaseSampler:
     """The sampler, seeded: one trial at a time, the same study suggests the same settings."""
     with warnings.catch_warnings():

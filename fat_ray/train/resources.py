@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 Executor = Literal["stock", "warm"]
 """stock: Ray Train's public API, new processes for each run. warm: the processes of a trial slot are kept (see train/warm.py)."""
 
-DRIVER_CPUS = 0.001
-"""Share of a CPU that a trial's driver is booked with: it waits nearly all the time, and Tune refuses 0."""
+DRIVER = {"memory": 1}
+"""What a trial's driver is booked with: one byte, since it waits nearly all the time. Tune refuses an empty booking, and any share
+of a CPU would keep the workers from using all CPUs of a node."""
 
 
 def threads(spec: TrainSpec) -> int:
@@ -46,7 +47,7 @@ def trial_resources(spec: RunSpec, executor: Executor) -> "PlacementGroupFactory
     """
     from ray import tune
 
-    bundles = [{"CPU": DRIVER_CPUS}]
+    bundles = [dict[str, float](DRIVER)]
     if executor == "warm":
         bundles += [worker_resources(spec.train)] * spec.train.workers
     return tune.PlacementGroupFactory(bundles)
