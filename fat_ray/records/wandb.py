@@ -88,9 +88,8 @@ class WandbMirror:
                 action(run)
         except Exception as error:  # noqa: BLE001 no failure of a mirror may stop a run
             self._off = True
-            log.warning(
-                "W&B mirror off since run %s: %s. The records are complete without it.", run, scrub(f"{error}") or type(error).__name__
-            )
+            reason = scrub(str(error).partition("\n")[0]) or type(error).__name__
+            log.warning("W&B mirror off since run %s: %s. The records are complete without it.", run, reason)
 
     def _advance(self, run: str) -> None:
         if run not in self._live:
@@ -134,11 +133,13 @@ class WandbMirror:
 
         self._finished.add(run)
         end = run_end(self._directory, run)
-        schedule = wandb.Table(columns=list(_SCHEDULE_COLUMNS), data=schedule_rows(self._directory, run, live.start))
-        live.handle.log({"freeze/schedule": schedule, AXIS: live.step})
-        live.handle.summary.update(summary_values(end))
         failed = end is None or end.status in (Status.FAILED, Status.DIVERGED)
-        live.handle.finish(exit_code=int(failed))
+        try:
+            live.handle.summary.update(summary_values(end))
+            schedule = wandb.Table(columns=list(_SCHEDULE_COLUMNS), data=schedule_rows(self._directory, run, live.start))
+            live.handle.log({"freeze/schedule": schedule, AXIS: live.step})
+        finally:
+            live.handle.finish(exit_code=int(failed))
 
 
 def run_config(start: RunStart) -> dict[str, Any]:

@@ -60,30 +60,22 @@ mirror.close()  # t0005-s0 has no end: it was killed
 """
 
 
+def run_driver(code: str, study: Path, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a driver process in which W&B finds no settings and no server but those given."""
+    home.mkdir(exist_ok=True)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    root = str(Path(fat_ray.__file__).parents[1])
+    environment = {**clean, "PYTHONPATH": root, "HOME": str(home), "WANDB_BASE_URL": "http://127.0.0.1:9", **variables}
+    command = [sys.executable, "-c", code, str(study)]
+    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False, timeout=100)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study mirrored by a driver process, with secrets in its environment and nothing else that it may write to."""
     place = tmp_path_factory.mktemp("wandb")
-    (place / "home").mkdir()
     create_study(place / "study", StudySpec(name="quick"), "name: quick\n")
-    root = str(Path(fat_ray.__file__).parents[1])
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("WANDB")},
-        "PYTHONPATH": root,
-        "HOME": str(place / "home"),
-        "WANDB_API_KEY": SECRET[:40],
-        "MY_SECRET_TOKEN": SECRET,
-        "WANDB_BASE_URL": "http://127.0.0.1:9",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(place / "study")],
-        env=environment,
-        cwd=place,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    done = run_driver(DRIVER, place / "study", place / "home", WANDB_API_KEY=SECRET[:40], MY_SECRET_TOKEN=SECRET)
     assert done.returncode == 0, done.stderr
     (place / "output.txt").write_text(done.stdout + done.stderr)
     return place
@@ -215,6 +207,25 @@ def test_nothing_is_written_outside_the_study(place: Path) -> None:
     outside = [path for path in (place / "home").rglob("*") if path.is_file()]
     assert outside == []
     assert (place / "output.txt").read_text() == ""
+
+
+@pytest.mark.parametrize(("key", "message"), [("", "needs credentials"), ("too-short", "cannot be used")])
+def test_online_without_credentials_is_refused_before_the_study_starts(tmp_path: Path, key: str, message: str) -> None:
+    code = """
+import sys
+from fat_ray.errors import OutputError
+from fat_ray.records.wandb import WandbMirror
+from fat_ray.spec.study import WandbSpec
+
+try:
+    WandbMirror(sys.argv[1], WandbSpec(mode="online")).check_writable()
+except OutputError as error:
+    print(error)
+"""
+    variables = {"WANDB_API_KEY": key} if key else {}
+    done = run_driver(code, tmp_path / "study", tmp_path / "home", **variables)
+    assert message in done.stdout
+    assert done.stderr == ""
 
 
 def test_the_events_of_the_fixture_reach_over_all_kinds() -> None:

@@ -11,9 +11,10 @@ import pytest
 
 from fat_ray.errors import OutputError, RecordError, SpecError
 from fat_ray.records import files, manifest
-from fat_ray.records.manifest import check_writable, create_study, read_manifest, safe_arguments
+from fat_ray.records.manifest import check_writable, create_study, discard_study, read_manifest, safe_arguments
 from fat_ray.spec.study import FloatRange, StudySpec, as_json
 from fat_ray.spec.task import CustomTaskSpec
+from tests.support.runs import write_run
 
 TEXT = "name: quick  # wörds\n"
 SPEC = StudySpec(name="quick", search={"freeze.threshold": FloatRange(type="float", low=-1.0, high=0.5)})
@@ -90,14 +91,8 @@ def test_too_little_space_is_refused_with_the_numbers(tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("present", [[], ["quick"]])
 @pytest.mark.parametrize("failing", ["study.yaml", "study.json"])
-def test_a_disk_that_fills_meanwhile_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, present: list[str]
-) -> None:
-    for name in present:
-        (tmp_path / name).mkdir()
-
+def test_a_disk_that_fills_meanwhile_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     def fill(path: Path, data: bytes) -> None:
         path.write_bytes(data[:3])
         if failing in path.name:
@@ -106,7 +101,31 @@ def test_a_disk_that_fills_meanwhile_leaves_nothing_behind(
     monkeypatch.setattr(files, "_write_synced", fill)
     with pytest.raises(OutputError, match=rf"{failing}.*No space left on device.*MiB free"):
         create_study(tmp_path / "quick", SPEC, TEXT)
-    assert [path.name for path in tmp_path.rglob("*")] == present
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_that_cannot_start_is_taken_back_whole(tmp_path: Path) -> None:
+    for _ in range(2):
+        create_study(tmp_path / "quick", SPEC, TEXT)
+        (tmp_path / "quick" / "wandb").mkdir()
+        discard_study(tmp_path / "quick")
+        assert list(tmp_path.iterdir()) == []
+    discard_study(tmp_path / "quick")
+
+
+def test_a_study_with_records_is_never_taken_back(tmp_path: Path) -> None:
+    create_study(tmp_path, SPEC, TEXT)
+    write_run(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    discard_study(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_taking_back_leaves_files_of_others(tmp_path: Path) -> None:
+    create_study(tmp_path, SPEC, TEXT)
+    (tmp_path / "notes.txt").touch()
+    discard_study(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_study_that_holds_secrets_is_refused_without_repeating_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,13 +40,13 @@ def test_no_flipped_bit_in_the_data_changes_a_value(tmp_path: Path, part: Path) 
     whole = part.read_bytes()
     before = repr(read_table(tmp_path, "steps", RUN).to_pylist())
     outcomes = Counter()
-    for position in range(4, 400, 3):
+    for position in range(4, 400, 9):
         part.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         try:
             outcomes[repr(read_table(tmp_path, "steps", RUN).to_pylist()) == before] += 1
         except RecordError as error:
             outcomes[str(part) in str(error)] += 1
-    assert outcomes == {True: 132}
+    assert outcomes == {True: 44}
 
 
 def test_a_parquet_file_of_others_is_refused(tmp_path: Path, part: Path) -> None:

@@ -57,7 +57,7 @@ def test_whatever_fails_in_wandb_is_one_warning_without_secrets(
 
     def fail(self: WandbMirror, run: str) -> None:
         calls.append(run)
-        raise ConnectionError("refused for planted-secret-0123456789")
+        raise ConnectionError("refused for planted-secret-0123456789\nand advice")
 
     monkeypatch.setattr(WandbMirror, "_open", fail)
     write_run(study)
