@@ -1,10 +1,12 @@
 """A YAML file as plain data that remembers its lines: YAML 1.2, no tags, no duplicate keys, no billion laughs."""
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
+from ruamel.yaml.events import MappingEndEvent, MappingStartEvent, SequenceEndEvent, SequenceStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from fat_ray.errors import Problem
@@ -73,17 +75,30 @@ def parse(text: str) -> Document:
         return Document(problems=[Problem("", None, f"is larger than {MAX_BYTES // 1024} KiB; a study file is a page or two")])
     yaml = YAML(typ="safe", pure=True)
     try:
-        node = yaml.compose(text)
+        if _too_deep(text):
+            return Document(problems=[Problem("", None, f"is nested deeper than {MAX_DEPTH} levels")])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReusedAnchorWarning)  # YAML allows it: the latest counts
+            node = yaml.compose(text)
     except MarkedYAMLError as error:
         return Document(problems=[_syntax_problem(error)])
-    except RecursionError:
-        return Document(problems=[Problem("", None, f"is nested deeper than {MAX_DEPTH} levels")])
     except YAMLError as error:
         return Document(problems=[Problem("", None, f"is not valid YAML: {' '.join(str(error).split())}")])
     builder = _Builder(yaml)
     if node is not None:
         builder.document.data = builder.build(node, ())
     return builder.document
+
+
+def _too_deep(text: str) -> bool:
+    """Looks at the events first: composing nodes recurses, and the scanner's time grows with the square of the depth."""
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        depth += isinstance(event, MappingStartEvent | SequenceStartEvent)
+        depth -= isinstance(event, MappingEndEvent | SequenceEndEvent)
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def _syntax_problem(error: MarkedYAMLError) -> Problem:

@@ -39,8 +39,9 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word most like the given one; None when nothing is near."""
-    found = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    """The known word most like the given one, or that it abbreviates; None when nothing is near."""
+    words = list(known)
+    found = get_close_matches(word, words, n=1, cutoff=0.6) or [other for other in words if len(word) > 2 and other.startswith(word)]
     return found[0] if found else None
 
 
