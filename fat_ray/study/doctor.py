@@ -17,14 +17,15 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from fat_ray.errors import ResourceError
+from fat_ray.study.environment import short_directory
+
 Verdict = Literal["ok", "warn", "fail"]
 
 GIB = 2**30
 _DISK_NEEDED = 1 * GIB
 _STOCK_RUN_MEMORY = 2.4 * GIB  # what one run with two workers was measured to take
 _SHARED_MEMORY = 0.25 * GIB
-_LONGEST_SOCKET_PATH = 107  # of a Unix socket, in bytes
-_RAY_SOCKET_SUFFIX = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store.1"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def examine(out: Path, environ: Mapping[str, str] = os.environ) -> list[Check]:
         _memory(),
         _shared_memory(),
         _loopback(),
-        _ray_directory(Path(environ.get("RAY_TMPDIR") or tempfile.gettempdir())),
+        _ray_directory(),
         _ray_address(environ),
         _writable(out),
         _disk(out),
@@ -195,16 +196,17 @@ def _loopback() -> Check:
     return Check("loopback", "ok", "TCP over 127.0.0.1 works")
 
 
-def _ray_directory(directory: Path) -> Check:
-    length = len(os.fsencode(directory / _RAY_SOCKET_SUFFIX))
-    if length > _LONGEST_SOCKET_PATH:
-        mend = "export RAY_TMPDIR to a shorter path: Ray's socket paths must not pass 107 bytes"
-        return Check("ray-directory", "fail", f"{directory} is {length - _LONGEST_SOCKET_PATH} bytes too long", mend)
+def _ray_directory() -> Check:
+    mend = "export TMPDIR to a writable directory with a path of less than 28 characters"
+    try:
+        directory = short_directory()
+    except ResourceError as error:
+        return Check("ray-directory", "fail", str(error), mend)
     if not os.access(directory, os.W_OK):
-        return Check("ray-directory", "fail", f"{directory} is not writable", "export RAY_TMPDIR to a directory that is")
+        return Check("ray-directory", "fail", f"{directory} is not writable", mend)
     usage = shutil.disk_usage(directory)
     if usage.free < 0.05 * usage.total:
-        return Check("ray-directory", "warn", f"{directory} is over 95 % full", "free space, or export RAY_TMPDIR to another disk")
+        return Check("ray-directory", "warn", f"{directory} is over 95 % full: Ray will store no objects", "free space, or export TMPDIR")
     return Check("ray-directory", "ok", f"{directory}")
 
 

@@ -1,6 +1,5 @@
 """One run of a study's base settings: the same checks, records and mirror as a whole study, without a search."""
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,12 +7,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from fat_ray.errors import InputError, OutputError
+from fat_ray.errors import InputError
 from fat_ray.events import RunEnd
-from fat_ray.records.manifest import create_study
 from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec
+from fat_ray.study.environment import prepare, resolve_address
+from fat_ray.study.opening import opened
+from fat_ray.study.plan import plan
 
 Report = Callable[[dict[str, Any]], None]
 Train = Callable[[RunJob, Report], RunEnd]
@@ -39,16 +40,13 @@ def run_once(
         RunFailedError: The run has no result.
         KeyboardInterrupt: After Ctrl-C, when the run has stopped and its records are whole.
     """
-    from fat_ray.tasks.registry import check_task
-
     if spec.freeze.policy == "random_matched":
         raise InputError("freeze.policy = random_matched: a single run has no schedule to follow; use launch with this baseline")
-    check_task(spec.task)
     alone = spec.model_copy(update={"search": {}, "baselines": [], "seeds": [seed], "budget": spec.budget.model_copy(update={"trials": 1})})
-    with _under_ray(alone) if ray else _without_ray() as train, _study(alone, text, directory, command) as mirror:
-        job = RunJob(
-            study=spec.name, run=f"run-s{seed}", trial=None, seed=seed, role="single", spec=spec.run, directory=str(directory.absolute())
-        )
+    job = RunJob(
+        study=spec.name, run=f"run-s{seed}", trial=None, seed=seed, role="single", spec=spec.run, directory=str(directory.absolute())
+    )
+    with opened(alone, text, directory, command) as mirror, _under_ray(alone) if ray else _without_ray() as train, closing(mirror):
         return _follow(job, train, mirror, quiet=quiet)
 
 
@@ -61,28 +59,15 @@ def _without_ray() -> Iterator[Train]:
 
 @contextmanager
 def _under_ray(spec: StudySpec) -> Iterator[Train]:
+    address = resolve_address(None)
+    prepare(address)
+    # Ray reads its environment when it is imported, so only now.
     from fat_ray.study.cluster import connect
-    from fat_ray.study.plan import plan
+    from fat_ray.train.run import fit
 
-    with connect(None, spec) as nodes:
+    with connect(address, spec) as nodes:
         plan(spec, nodes)
-        from fat_ray.train.run import fit
-
         yield lambda job, report: fit(job, report=report)
-
-
-@contextmanager
-def _study(spec: StudySpec, text: str, directory: Path, command: Sequence[str]) -> Iterator[WandbMirror]:
-    """Makes the study's directory and opens its mirror; a mirror that cannot write leaves no directory behind."""
-    create_study(directory, spec, text, command=command)
-    mirror = WandbMirror(directory, spec.wandb)
-    try:
-        mirror.check_writable()
-    except OutputError:
-        shutil.rmtree(directory)
-        raise
-    with closing(mirror):
-        yield mirror
 
 
 def _follow(job: RunJob, train: Train, mirror: WandbMirror, *, quiet: bool) -> RunEnd:

@@ -1,10 +1,10 @@
 import json
-import tempfile
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
+from fat_ray.errors import ResourceError
 from fat_ray.study import doctor
 from fat_ray.study.doctor import GIB, Check, as_json, as_text, available_memory, has_wandb_key
 
@@ -54,11 +54,16 @@ def test_little_memory_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor._memory().verdict == "warn"
 
 
-def test_ray_socket_paths(tmp_path: Path) -> None:
-    assert doctor._ray_directory(Path(tempfile.gettempdir())).verdict != "fail"
-    long = doctor._ray_directory(tmp_path / ("x" * 120))
-    assert long.verdict == "fail"
-    assert "RAY_TMPDIR" in long.mend
+def test_place_for_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Path:
+        raise ResourceError("too long")
+
+    monkeypatch.setattr(doctor, "short_directory", lambda: tmp_path)
+    assert doctor._ray_directory().verdict != "fail"
+    monkeypatch.setattr(doctor, "short_directory", refuse)
+    check = doctor._ray_directory()
+    assert (check.verdict, check.found) == ("fail", "too long")
+    assert "TMPDIR" in check.mend
 
 
 def test_address_in_the_environment_is_pointed_out() -> None:
