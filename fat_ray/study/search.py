@@ -117,7 +117,8 @@ class StudySearch(Searcher):  # type: ignore[misc]
     def close(self) -> None:
         """Concludes what is left when the study ends early, so that no trial stays RUNNING in the journal."""
         for trial in list(self._ledger.live()):
-            self._conclude(trial, "the study ended before it")
+            trial.asked_to_stop = Status.STOPPED
+            self._conclude(trial, None)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing is kept beside the journal."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -28,8 +29,9 @@ def _distribution(given: Distribution) -> BaseDistribution:
 
 
 def _on_grid(low: float, high: float, step: float) -> float:
-    """The last point of the grid; half a millionth of a step forgives rounding in 0.1 + 0.2."""
-    return low + int((high - low) / step + 5e-7) * step
+    """The last point of the grid, in decimal arithmetic as Optuna computes it: 0.3 is three steps of 0.1."""
+    first, last, width = (Decimal(str(value)) for value in (low, high, step))
+    return float(first + (last - first) // width * width)
 
 
 def with_params(run: RunSpec, params: Mapping[str, Any]) -> RunSpec:

@@ -52,15 +52,14 @@ def _end(trial: Trial, directory: Path, run: str, failure: str | None) -> tuple[
 
 def _record_end(trial: Trial, directory: Path, run: str, failure: str | None) -> RunEnd:
     """The end of a run that could not write it itself, with the costs that are in its records; recorded if the run had begun."""
+    start = run_start(directory, run) if run in runs(directory) else None
     if failure is None and trial.asked_to_stop is Status.STOPPED:
-        status, reason = Status.STOPPED, "stopped before it began"
+        status, reason = Status.STOPPED, "the study ended while it ran" if start else "stopped before it began"
     else:
         status, reason = Status.FAILED, failure or f"its processes ended without a word; see logs/{run}.log"
     steps = read_table(directory, "steps", run)
     active = steps["active_elements"].to_numpy()
     train_s = float(steps["step_s"].to_numpy().sum())
-    begun = run in runs(directory)
-    start = run_start(directory, run) if begun else None
     mean_active = float(active.mean()) if len(active) else 0.0
     end = RunEnd(
         status=status,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fat_ray.errors import DataError, InputError, OutputError, RunFailedError
+from fat_ray.errors import DataError, InputError, OutputError, ResourceError, RunFailedError
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.manifest import read_manifest
 from fat_ray.records.wandb import WandbMirror
@@ -80,6 +80,16 @@ def test_nothing_is_left_when_the_mirror_cannot_write(tmp_path: Path, jobs: list
     with pytest.raises(OutputError):
         run_once(SPEC, text="", directory=tmp_path / "one", seed=0)
     assert jobs == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_when_the_machine_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> RunEnd:
+        raise ResourceError("no GPU")
+
+    monkeypatch.setattr("fat_ray.train.local.run_local", refuse)
+    with pytest.raises(ResourceError):
+        run_once(SPEC, text="", directory=tmp_path / "one", seed=0, quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 
