@@ -156,11 +156,10 @@ def _started(studies: Sequence[Study]) -> pl.DataFrame:
         pl.col("active_elements").sum().alias("updates_so_far"),
         pl.col("active_elements").mean().alias("mean_active_so_far"),
     )
-    ends = scan(studies, "ends").unique(RUN_KEY, keep="last")
-    started = scan(studies, "runs").unique(RUN_KEY, keep="last")
     elements = pl.col("total_elements")
     return collect(
-        started.join(ends, on=RUN_KEY, how="left")
+        scan(studies, "runs")
+        .join(scan(studies, "ends"), on=RUN_KEY, how="left")
         .join(progress, on=RUN_KEY, how="left")
         .with_columns(
             _setting().alias("setting"),

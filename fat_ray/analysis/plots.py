@@ -43,9 +43,8 @@ def charts(comparison: Comparison, run: str | None) -> dict[str, Chart]:
     return {name: chart for name, chart in made.items() if chart is not None}
 
 
-def _finish(chart: Any, description: str, height: int | None = 340) -> Chart:
-    size = {"width": "container"} | ({"height": height} if height else {})
-    spec: Chart = chart.properties(description=description, **size).to_dict()
+def _finish(chart: Any, description: str, height: int = 340) -> Chart:
+    spec: Chart = chart.properties(description=description, width="container", height=height).to_dict()
     spec.pop("config", None)  # altair's own defaults; the page sets the theme
     return spec
 
@@ -100,14 +99,15 @@ def tradeoff(comparison: Comparison) -> Chart | None:
     ]
     base = alt.Chart(_rows(rows)).encode(x=x, y=y)
     front = base.transform_filter(alt.datum.front).mark_line(style="front", interpolate="step-after")
-    spread = alt.Chart(_rows([row for row in rows if row["seeds"] > 1])).mark_rule(style="spread").encode(x=x, y="low:Q", y2="high:Q")
+    several = [row for row in rows if row["seeds"] > 1]
+    spread = [alt.Chart(_rows(several)).mark_rule(style="spread").encode(x=x, y="low:Q", y2="high:Q")] if several else []
     points = base.mark_point(filled=True, size=110, opacity=1).encode(
         color=_color(rows), shape=alt.Shape("kind:N", legend=None, scale=_shapes(rows)), tooltip=tooltip
     )
     named = base.transform_filter(alt.datum.front | (alt.datum.kind != series.OTHER))
     names = named.mark_text(style="name", dy=-13).encode(y="high:Q", text="setting:N")
     return _finish(
-        alt.layer(*_constant(note), front, spread, points, names),
+        alt.layer(*_constant(note), front, *spread, points, names),
         f"Scatter of validation {metric} against mean active parameters of {text.count(len(rows), 'setting')}, with their Pareto front.",
         400,
     )
@@ -185,8 +185,7 @@ def bars(rows: series.Rows, field: str, label: str, title: str) -> Chart | None:
     base = alt.Chart(_rows(rows)).encode(y=y, x=x)
     bar = base.mark_bar(height={"band": 0.62}, cornerRadiusEnd=2).encode(color=_color(rows), tooltip=["run:N", f"{label}:N"])
     value = base.mark_text(style="name", align="left", dx=6).encode(text=f"{label}:N")
-    spec = _finish(alt.layer(bar, value), f"Bars of {title}, one per run.", None)
-    return spec | {"height": {"step": 26 if len(rows) <= 40 else 18}}
+    return _finish(alt.layer(bar, value), f"Bars of {title}, one per run.", len(rows) * (26 if len(rows) <= 40 else 18))
 
 
 def schedule(comparison: Comparison, run: str) -> Chart | None:
@@ -214,14 +213,21 @@ def schedule(comparison: Comparison, run: str) -> Chart | None:
     ]
     state = alt.Color("state:N", scale=alt.Scale(domain=["active", "frozen"], range=["active", "frozen"]), legend=None)
     spans = alt.Chart(_rows(plan.bars)).mark_rect(strokeWidth=0).encode(x=x, x2="to:Q", y=y, y2="y1:Q", color=state, tooltip=tooltip)
-    marks = alt.Chart(_rows(plan.events)).mark_rule(style="event").encode(x="step:Q")
-    chart = alt.layer(spans, marks).add_params(alt.param(name="layers", value={str(at): name for at, name in plan.labels.items()}))
+    chart = alt.layer(spans, *_events(plan.events)).add_params(
+        alt.param(name="layers", value={str(at): name for at, name in plan.labels.items()})
+    )
     return _finish(chart, f"Freeze schedule of run {run}: which groups were active at each step.", plan.height)
+
+
+def _events(events: series.Rows) -> list[Any]:
+    """Vertical lines at freeze events; none when nothing froze."""
+    tooltip = [alt.Tooltip("step:Q", title="freeze event at step"), alt.Tooltip("frozen_groups:Q", title="groups frozen")]
+    return [alt.Chart(_rows(events)).mark_rule(style="event").encode(x="step:Q", tooltip=tooltip)] if events else []
 
 
 def drift(comparison: Comparison, run: str) -> Chart | None:
     """Mean smoothed drift per layer kind over the drift updates, with the freeze events."""
-    rows, marks = series.drift(comparison, run), series.events(comparison, run)
+    rows = series.drift(comparison, run)
     if not rows:
         return None
     present = sorted({row["kind"] for row in rows})
@@ -235,8 +241,7 @@ def drift(comparison: Comparison, run: str) -> Chart | None:
     ]
     axis_y = _y("drift", "mean smoothed drift")
     lines = alt.Chart(_rows(rows)).mark_line(point={"size": 26}, strokeWidth=2).encode(x=_steps(), y=axis_y, color=color, tooltip=tooltip)
-    frozen = [alt.Tooltip("step:Q", title="freeze event at step"), alt.Tooltip("frozen_groups:Q", title="groups frozen")]
-    rules = alt.Chart(_rows(marks)).mark_rule(style="event").encode(x="step:Q", tooltip=frozen)
     return _finish(
-        alt.layer(rules, lines), f"Mean smoothed drift per layer kind over the drift updates of run {run}, with its freeze events."
+        alt.layer(*_events(series.events(comparison, run)), lines),
+        f"Mean smoothed drift per layer kind over the drift updates of run {run}, with its freeze events.",
     )

@@ -1,10 +1,8 @@
 """Lazy scans over the records of one or several studies, finished or still running."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +10,21 @@ from typing import Any, cast
 import polars as pl
 
 from fat_ray.errors import RecordError
-from fat_ray.records.schema import SCHEMA_VERSION, TABLES
+from fat_ray.records.manifest import STUDY_TEXT, Manifest, read_manifest
+from fat_ray.records.reader import parts, read_part
+from fat_ray.records.schema import TABLES
+
+_ROW_KEYS = {
+    "groups": ("group",),
+    "runs": (),
+    "steps": ("step",),
+    "evals": ("step", "split", "metric"),
+    "drift": ("update", "group"),
+    "freezes": ("group",),
+    "events": ("event",),
+    "ends": (),
+}
+"""What a row is about, besides its run: a run that was started again writes it again, and the later row counts."""
 
 
 @dataclass(frozen=True)
@@ -22,28 +34,21 @@ class Study:
     Attributes:
         directory: Where the study lies.
         key: The study's name, made unique among the studies that are read together.
-        manifest: The whole content of study.json.
     """
 
     directory: Path
     key: str
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @property
     def spec(self) -> dict[str, Any]:
         """The resolved specification of the study as plain JSON types."""
-        return cast("dict[str, Any]", self.manifest["spec"])
-
-    @property
-    def created_at(self) -> datetime | None:
-        """When the study was launched; None when the manifest does not say."""
-        written = self.manifest.get("created_at")
-        return datetime.fromisoformat(written) if isinstance(written, str) else None
+        return self.manifest.spec
 
     @property
     def text(self) -> str:
         """The study file as its author wrote it; empty when no copy was kept."""
-        path = self.directory / "study.yaml"
+        path = self.directory / STUDY_TEXT
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
@@ -53,56 +58,36 @@ def open_studies(directories: Sequence[Path | str]) -> list[Study]:
     Raises:
         RecordError: A directory holds no study, or one that was written by a newer major version.
     """
-    paths = list({Path(directory).resolve(): Path(directory) for directory in directories}.values())
-    manifests = [_read_manifest(path) for path in paths]
-    repeated = Counter(manifest["name"] for manifest in manifests)
-    keys = [
-        manifest["name"] if repeated[manifest["name"]] == 1 else f"{manifest['name']} ({path})"
-        for path, manifest in zip(paths, manifests, strict=True)
-    ]
-    return [Study(path, key, manifest) for path, key, manifest in zip(paths, keys, manifests, strict=True)]
-
-
-def _read_manifest(directory: Path) -> dict[str, Any]:
-    path = directory / "study.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecordError(f"{directory} is not a study: it has no study.json; give the directory that `fat-ray launch` printed") from None
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read: {error}") from error
-    missing = sorted({"name", "schema_version", "spec"} - set(manifest if isinstance(manifest, dict) else ()))
-    if missing:
-        raise RecordError(f"{path} is not a study's manifest: it lacks {', '.join(missing)}")
-    _check_version(path, str(manifest["schema_version"]))
-    return cast("dict[str, Any]", manifest)
-
-
-def _check_version(path: Path, version: str) -> None:
-    major = version.partition(".")[0]
-    if not major.isdecimal():
-        raise RecordError(f"{path}: schema_version = {version!r} is not a version like {SCHEMA_VERSION!r}")
-    if int(major) > int(SCHEMA_VERSION.partition(".")[0]):
-        raise RecordError(f"{path}: the records have schema version {version}, this fat_ray reads up to {SCHEMA_VERSION}: update fat_ray")
+    distinct: dict[Path, Path] = {}
+    for directory in directories:
+        distinct.setdefault(Path(directory).resolve(), Path(directory))
+    manifests = {path: read_manifest(path) for path in distinct.values()}
+    repeated = Counter(manifest.name for manifest in manifests.values())
+    return [Study(path, found.name if repeated[found.name] == 1 else f"{found.name} ({path})", found) for path, found in manifests.items()]
 
 
 def scan(studies: Sequence[Study], table: str) -> pl.LazyFrame:
     """One table of all studies, with the column `study` (the study's key) first.
 
     Only whole part files are seen, so this is safe while a study runs. A table that nobody has written yet is empty. Columns of a newer
-    minor version are ignored, columns that an older one lacks are null.
+    minor version are ignored, columns that an older one lacks are null. Rows are in the order in which each run wrote them.
     """
     return pl.concat([_scan_study(study, table) for study in studies])
 
 
 def _scan_study(study: Study, table: str) -> pl.LazyFrame:
     schema = table_schema(table)
-    files = sorted(study.directory.glob(f"records/{table}/*/part-*.parquet"))
-    if files:
-        frame = pl.scan_parquet(files, schema=schema, missing_columns="insert", extra_columns="ignore", glob=False)
-    else:
-        frame = pl.LazyFrame(schema=schema)
-    return frame.select(pl.lit(study.key).alias("study"), pl.all().exclude("study"))
+    files = _files(study, table)
+    if not files:
+        return pl.LazyFrame(schema=schema).select(pl.lit(study.key).alias("study"), pl.all().exclude("study"))
+    frame = pl.scan_parquet(files, schema=schema, missing_columns="insert", extra_columns="ignore", glob=False)
+    latest = frame.unique(["run", *_ROW_KEYS[table]], keep="last", maintain_order=True)
+    return latest.select(pl.lit(study.key).alias("study"), pl.all().exclude("study"))
+
+
+def _files(study: Study, table: str) -> list[Path]:
+    runs = sorted((study.directory / "records" / table).glob("*"))
+    return [part for run in runs for part in parts(study.directory, table, run.name)]
 
 
 @cache
@@ -115,18 +100,12 @@ def collect(frame: pl.LazyFrame, studies: Sequence[Study]) -> pl.DataFrame:
     """Carries a query over records of these studies out.
 
     Raises:
-        RecordError: A record file is torn or foreign.
+        RecordError: A record file is torn or foreign; the message names it.
     """
     try:
         return frame.collect()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise RecordError(f"records cannot be read: {_unreadable(studies)}: {error}") from error
-
-
-def _unreadable(studies: Sequence[Study]) -> str:
-    for path in (path for study in studies for path in sorted(study.directory.glob("records/*/*/part-*.parquet"))):
-        try:
-            pl.read_parquet_schema(path)
-        except (pl.exceptions.PolarsError, OSError):
-            return str(path)
-    return ", ".join(str(study.directory) for study in studies)
+        for study, table in ((study, table) for study in studies for table in TABLES):
+            for part in _files(study, table):
+                read_part(part, table, part.parent.name)  # knows what to say about a bad file
+        raise RecordError(f"the records of {', '.join(str(study.directory) for study in studies)} cannot be read: {error}") from error

@@ -79,7 +79,7 @@ def as_document(comparison: Comparison) -> dict[str, Any]:
         "metric": comparison.metric,
         "objectives": [objective.model_dump(mode="json") for objective in comparison.objectives],
         "studies": [
-            {"study": s.key, "directory": str(s.directory), "created_at": s.manifest.get("created_at"), "seeds": s.spec["seeds"]}
+            {"study": s.key, "directory": str(s.directory), "created_at": s.manifest.created_at.isoformat(), "seeds": s.spec["seeds"]}
             for s in comparison.studies
         ],
         "runs": [_with_params(row) for row in comparison.runs.iter_rows(named=True)],

@@ -46,7 +46,7 @@ def write_report(directory: Path | str, *, run: str | None = None) -> Path:
 def chart_library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that needs nothing else."""
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    script: str = vl_convert.javascript_bundle(None, version)
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version)
     return script.replace("</script", "<\\/script")
 
 
@@ -61,11 +61,12 @@ def render_report(comparison: Comparison, *, run: str | None, library: str) -> s
     study = comparison.studies[0]
     chosen = _chosen(comparison, run)
     environment = Environment(loader=PackageLoader("fat_ray.analysis"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     template = environment.get_template("report.html")
     source = partial(_packaged, environment)
     return template.render(
         name=study.key,
-        created_at=study.created_at,
+        created_at=study.manifest.created_at,
         written_at=datetime.now(UTC),
         states=words.states(comparison),
         metric=text.metric_name(comparison.metric),
@@ -124,15 +125,13 @@ def _commands(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _environment(comparison: Comparison) -> list[tuple[str, str]]:
-    """What the runs recorded about where they ran; values that differ between runs are listed side by side."""
-    study = comparison.studies[0]
-    seen: dict[str, dict[str, None]] = {}
-    for key, value in study.manifest.items():
-        if key not in ("spec", "name"):
-            seen[key] = {_plain(value): None}
+    """The manifest, and what the runs recorded about where they ran; values that differ between runs stand side by side."""
+    manifest = comparison.studies[0].manifest
+    seen = {key: {_plain(value): None} for key, value in manifest.model_dump(mode="json", exclude={"spec", "name", "command"}).items()}
+    seen["command"] = {shlex.join(manifest.command): None}
     for recorded in series.environments(comparison):
         for key, value in _flat(recorded):
-            seen.setdefault(key, {})[_plain(value)] = None
+            seen.setdefault(f"run.{key}", {})[_plain(value)] = None
     return [(key, " | ".join(values)) for key, values in seen.items()]
 
 

@@ -63,9 +63,10 @@ def outcome(comparison: Comparison) -> str:
         + (f", where full fine-tuning reached {_mean(full, 'val_last')}." if full else ".")
     ]
     if full and best["delta_val_mean"] is not None:
+        share, flops, time = best["mean_active_fraction_mean"], best["flops_ratio_mean"], best["train_s_ratio_mean"]
         parts.append(
-            f"It trained {text.percent(best['mean_active_fraction_mean'])} of the parameters on average, with {text.ratio(best['flops_ratio_mean'])}"
-            f" the FLOPs and {text.ratio(best['train_s_ratio_mean'])} the training time of full fine-tuning."
+            f"It trained {text.percent(share)} of the parameters on average, with {text.ratio(flops)} the FLOPs"
+            f" and {text.ratio(time)} the training time of full fine-tuning."
         )
     if matched:
         parts.append(f"Freezing a matched number of parameters at random reached {_mean(matched, 'val_last')}.")
