@@ -4,7 +4,7 @@ import pytest
 
 from fat_ray.errors import ResourceError
 from fat_ray.study.plan import num_trials, plan
-from tests.support.studies import small_study
+from tests.support.small_studies import small_study
 
 
 def concurrency(nodes: list[dict[str, float]], concurrency: int | None = None, **train: float) -> int:
