@@ -15,12 +15,11 @@ import ray
 
 from fat_ray.errors import ResourceError
 from fat_ray.spec.study import StudySpec
-from fat_ray.study.environment import set_defaults
+from fat_ray.study.environment import DIRECTORY_PREFIX, set_defaults, short_directory
 from fat_ray.train.run import PLACEMENT_TIMEOUT_VARIABLE, TRAIN_ENV
 
 PROBE_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 20.0
-_SOCKET_LIMIT = 40  # characters left for Ray's directory: the sockets below it have 107 in all
 
 
 @contextmanager
@@ -56,7 +55,7 @@ def _nodes() -> list[dict[str, float]]:
 
 @contextmanager
 def _local(variables: Mapping[str, str]) -> Iterator[None]:
-    files = _short_directory()
+    files = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=short_directory()))
     try:
         ray.init(
             address="local",
@@ -113,13 +112,6 @@ def _check_reachable(address: str) -> None:
         found = False
     if not found:
         raise ResourceError(f"no Ray cluster at {address}: something listens there, but it does not answer as a Ray head of this version")
-
-
-def _short_directory() -> Path:
-    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp makes a private directory
-        if len(parent) < _SOCKET_LIMIT - 12 and Path(parent).is_dir():
-            return Path(tempfile.mkdtemp(prefix="fr-", dir=parent))
-    raise ResourceError(f"a local Ray needs a short path for its sockets; TMPDIR = {tempfile.gettempdir()} is too long")
 
 
 def _import_path() -> dict[str, str]:

@@ -1,8 +1,12 @@
-"""Environment variables that Ray and Tune read; set before Ray is imported, since Ray reads some of them then."""
+"""What Ray finds when it is imported and started: environment variables, some of which it reads on import, and a place for its files."""
 
 import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
+
+from fat_ray.errors import ResourceError
 
 TUNE_ENV: Mapping[str, str] = MappingProxyType(
     {
@@ -39,3 +43,19 @@ def set_defaults(variables: Mapping[str, str]) -> None:
     """Sets environment variables that are not set."""
     for name, value in variables.items():
         os.environ.setdefault(name, value)
+
+
+DIRECTORY_PREFIX = "fr-"
+_LONGEST_DIRECTORY = 28  # the paths of Ray's sockets lie below it and may have 107 characters in all
+
+
+def short_directory() -> Path:
+    """Where a local Ray makes the directory of its files.
+
+    Raises:
+        ResourceError: The paths of its sockets would be too long.
+    """
+    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp makes a private directory there
+        if len(parent) < _LONGEST_DIRECTORY and Path(parent).is_dir():
+            return Path(parent)
+    raise ResourceError(f"a local Ray needs a short path for its sockets; TMPDIR = {tempfile.gettempdir()} is too long")

@@ -1,7 +1,6 @@
 """A whole study, from its specification to its outcome."""
 
 import logging
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,15 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from fat_ray.errors import InputError
 from fat_ray.events import Status
-from fat_ray.records.manifest import create_study
-from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.environment import prepare, resolve_address
 from fat_ray.study.ledger import Close, Ledger
+from fat_ray.study.opening import opened
 from fat_ray.study.plan import num_trials, plan
-from fat_ray.tasks.registry import check_task
 
 
 @dataclass(frozen=True)
@@ -83,25 +79,18 @@ def launch(
         KeyboardInterrupt: At the second Ctrl-C.
     """
     directory = Path(directory).absolute()
-    check_task(spec.task)
-    create_study(directory, spec, text, command=command)
     ledger = Ledger(num_trials(spec))
-    try:
-        WandbMirror(directory, spec.wandb).check_writable()
+    with opened(spec, text, directory, command):
         _run(spec, directory, ledger, resolve_address(address), quiet=quiet)
-    except (InputError, KeyboardInterrupt):
-        if not ledger.trials:
-            shutil.rmtree(directory)  # nothing was started: the same command may be given again
-        raise
     return _outcome(directory, ledger)
 
 
 def _run(spec: StudySpec, directory: Path, ledger: Ledger, address: str | None, *, quiet: bool) -> None:
     prepare(address)
     # Ray reads its environment when it is imported, so only now.
-    from fat_ray.study.cluster import connect  # noqa: PLC0415
-    from fat_ray.study.console import ConsoleCallback  # noqa: PLC0415
-    from fat_ray.study.tune import run_trials  # noqa: PLC0415
+    from fat_ray.study.cluster import connect
+    from fat_ray.study.console import ConsoleCallback
+    from fat_ray.study.tune import run_trials
 
     console = ConsoleCallback(spec, ledger, quiet=quiet)
     with connect(address, spec) as nodes, ray_log(directory / "logs" / "ray.log"), interruptible(ledger):

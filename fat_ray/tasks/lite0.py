@@ -73,6 +73,8 @@ class InvertedResidual(nn.Module):
             self._bn0 = _norm(hidden, momentum)
         padding = kernel // 2 if stride == 1 else 0
         self._depthwise_conv = nn.Conv2d(hidden, hidden, kernel, stride, padding, groups=hidden, bias=False)
+        # Same order in memory, but the strides that gradients of channels-last inputs have; DDP warns when the two differ.
+        nn.utils.convert_conv2d_weight_memory_format(self._depthwise_conv, torch.channels_last)
         self._bn1 = _norm(hidden, momentum)
         self._project_conv = nn.Conv2d(hidden, stage.channels, 1, bias=False)
         self._bn2 = _norm(stage.channels, momentum)

@@ -1,10 +1,10 @@
 """EfficientNet-Lite0 against numbers recorded from another implementation, and the loading of its weights."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from fat_ray.errors import DataError
@@ -92,11 +92,22 @@ def test_damaged_weights_are_refused(damage: str, tmp_path: Path) -> None:
         lite0.load_imagenet(lite0.Lite0Encoder(), path)
 
 
-def test_pickled_code_in_weights_is_not_run(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save(nn.Linear(1, 1), path)  # a whole module is an object of a class, not data
+class Exploit:
+    """Unpickling it makes a directory."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.victim),)
+
+
+def test_code_pickled_into_weights_is_not_run(tmp_path: Path) -> None:
+    path, victim = tmp_path / "weights.pth", tmp_path / "victim"
+    torch.save(Exploit(victim), path)
     with pytest.raises(DataError, match="cannot be loaded"):
         lite0.load_imagenet(lite0.Lite0Encoder(), path)
+    assert not victim.exists()
 
 
 def test_segmenter_keeps_the_resolution_and_normalises_its_input() -> None:

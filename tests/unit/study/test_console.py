@@ -10,7 +10,7 @@ from fat_ray.events import Status
 from fat_ray.study.console import ConsoleCallback, duration, short_labels, visible
 from fat_ray.study.jobs import full_fine_tuning, search_trial
 from fat_ray.study.ledger import Close, Ledger
-from tests.support.studies import small_study
+from tests.support.small_studies import small_study
 from tests.unit.study.test_schedule import TuneTrial
 
 SEARCH = {

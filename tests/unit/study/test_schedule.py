@@ -15,7 +15,7 @@ from fat_ray.study.jobs import full_fine_tuning, search_trial
 from fat_ray.study.ledger import Ledger
 from fat_ray.study.schedule import CooperativeScheduler, build_judge
 from fat_ray.train.stop import stop_requested
-from tests.support.studies import small_study
+from tests.support.small_studies import small_study
 
 STEPS = 8
 

@@ -16,7 +16,7 @@ from fat_ray.spec.study import StudySpec
 from fat_ray.study.ledger import Close, Ledger, Trial
 from fat_ray.study.plan import num_trials
 from fat_ray.study.search import JOURNAL, StudySearch
-from tests.support.studies import small_study, write_run
+from tests.support.small_studies import small_study, write_run
 
 pytestmark = pytest.mark.timeout(10)  # records are synced to disk, which a busy machine does slowly
 

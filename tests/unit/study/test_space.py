@@ -6,7 +6,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from fat_ray.errors import SpecError
 from fat_ray.spec.study import Choice, FloatRange, IntRange
 from fat_ray.study.space import optuna_space, with_params
-from tests.support.studies import small_study
+from tests.support.small_studies import small_study
 
 
 def test_distributions_are_translated() -> None:

@@ -6,7 +6,6 @@ import torch
 
 from fat_ray.errors import DataError
 from fat_ray.spec.task import CrackSegmentationSpec
-from fat_ray.tasks.crack.model import CrackSegmenter
 from fat_ray.tasks.crack.task import CrackSegmentation
 from tests.crack_files import make_rows, png, write_rows
 
@@ -48,27 +47,11 @@ def test_augmentation_can_be_turned_off(spec: CrackSegmentationSpec) -> None:
 
 
 def test_sums_of_a_set_give_exactly_the_promised_metrics(spec: CrackSegmentationSpec) -> None:
-    torch.manual_seed(0)
     task = CrackSegmentation(spec)
-    model = task.build_model().eval()
     with torch.no_grad():
-        sums = task.accumulate(model, task.evaluation_sets()["val"].batch([0, 1]))
+        sums = task.accumulate(torch.nn.Conv2d(3, 1, 1), task.evaluation_sets()["val"].batch([0, 1]))
     assert (sums["examples"], sums["pixels"]) == (2, 2 * 32 * 32)
     assert list(task.finish(sums)) == list(task.metrics)
-
-
-def test_batchnorm_momentum_and_head_width_reach_the_model(spec: CrackSegmentationSpec) -> None:
-    model = CrackSegmentation(spec.model_copy(update={"batchnorm_momentum": 0.25})).build_model()
-    encoder_norms = [module for module in model.encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    assert {norm.momentum for norm in encoder_norms} == {0.25}
-    assert model.head.classify.in_channels == 8
-
-
-def test_fresh_head_predicts_few_cracks() -> None:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        probability = CrackSegmenter(8, 0.1)(torch.rand(2, 3, 32, 32)).sigmoid().mean().item()
-    assert 0.02 < probability < 0.12
 
 
 def test_split_without_a_crack_is_refused(tmp_path: Path) -> None:

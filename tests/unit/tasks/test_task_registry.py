@@ -94,6 +94,7 @@ def crack_spec(tmp_path: Path) -> CrackSegmentationSpec:
     return CrackSegmentationSpec(data=str(write_rows(tmp_path / "x.parquet", make_rows(10))), image_size=32, pretrained=False)
 
 
+@pytest.mark.timeout(10)  # builds the whole network
 def test_built_in_task_is_built_from_its_specification(crack_spec: CrackSegmentationSpec) -> None:
     assert isinstance(build_task(crack_spec), CrackSegmentation)
     check_task(crack_spec)
