@@ -32,7 +32,7 @@ def collect_share() -> Means:
     model = nn.Sequential(nn.Conv2d(2, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4))
     x, y = torch.randn(BATCH, 2, 8, 8), torch.arange(BATCH) % 4
     mine = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
-    collector = Collector(model, build_groups(model, 2, 1))
+    collector = Collector(model, build_groups(model, GroupSpec(blocks=2, min_block=1)))
     collector.arm(["0", "3"], BATCH // size)
     functional.cross_entropy(wrap(model)(x[mine]), y[mine]).backward()
     return reduce_sums(collector.take(), CPU)

@@ -20,7 +20,7 @@ def linear_means(rng: np.random.Generator) -> Means:
 
 def test_distance_is_that_of_the_outer_products() -> None:
     model = nn.Sequential(nn.Linear(6, 8))
-    groups = build_groups(model, 2, 1)
+    groups = build_groups(model, GroupSpec(blocks=2, min_block=1))
     meter = DriftMeter(model, groups, FisherSpec(average="none"), DriftSpec(centre="none"))
     rng = np.random.default_rng(0)
     first, second = linear_means(rng), linear_means(rng)
@@ -38,7 +38,7 @@ def test_distance_is_that_of_the_outer_products() -> None:
 
 def test_running_average_is_corrected_for_its_start() -> None:
     model = nn.Sequential(nn.Linear(6, 8))
-    groups = build_groups(model, 1, 1)
+    groups = build_groups(model, GroupSpec(blocks=1, min_block=1))
     meter = DriftMeter(model, groups, FisherSpec(decay=0.8), DriftSpec())
     means = linear_means(np.random.default_rng(0))
     meter.update(means, np.ones(1, bool), CPU)
@@ -48,7 +48,7 @@ def test_running_average_is_corrected_for_its_start() -> None:
 
 def test_depthwise_rows_use_the_inputs_of_their_own_channel() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4, bias=False))
-    meter = DriftMeter(model, build_groups(model, 1, 1), FisherSpec(average="none"), DriftSpec(centre="none"))
+    meter = DriftMeter(model, build_groups(model, GroupSpec(blocks=1, min_block=1)), FisherSpec(average="none"), DriftSpec(centre="none"))
     rng = np.random.default_rng(1)
     collections = [{("0", "H"): rng.lognormal(size=(4, 9)), ("0", "S"): rng.lognormal(size=4)} for _ in range(2)]
     meter.update(collections[0], np.ones(1, bool), CPU)
@@ -59,7 +59,7 @@ def test_depthwise_rows_use_the_inputs_of_their_own_channel() -> None:
 
 def test_parameters_without_factors_use_their_squared_gradient() -> None:
     model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 3))
-    groups = build_groups(model, 1, 1)
+    groups = build_groups(model, GroupSpec(blocks=1, min_block=1))
     meter = DriftMeter(model, groups, FisherSpec(average="none"), DriftSpec(centre="none"))
     assert meter.uncovered(np.array([True, True])) == ["0.weight"]
     assert meter.uncovered(np.array([False, True])) == []
