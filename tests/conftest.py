@@ -1,8 +1,12 @@
-"""Shared by all tests: where the tree is, and time limits by kind of test (unit tests one second, unless they say otherwise)."""
+"""Shared by all tests: where the tree is, time limits by kind of test (unit tests one second, unless they say otherwise), one Ray."""
 
 from pathlib import Path
 
 import pytest
+
+from tests.support.ray_session import ray_session
+
+__all__ = ["ray_session"]
 
 UNIT_TIMEOUT_S = 1
 

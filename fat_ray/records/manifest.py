@@ -111,7 +111,8 @@ def discard_study(directory: str | Path) -> None:
         (directory / "records").rmdir()  # refuses while it holds anything
         for name in (MANIFEST, STUDY_TEXT):
             (directory / name).unlink(missing_ok=True)
-        shutil.rmtree(directory / "wandb", ignore_errors=True)
+        for name in ("wandb", "logs", "control"):
+            shutil.rmtree(directory / name, ignore_errors=True)
         directory.rmdir()
 
 
