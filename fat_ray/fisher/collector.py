@@ -20,7 +20,7 @@ Sums = dict[Key, Part]
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of the global batch a backward covers. Ranks take turns through it: rank r holds the positions r, r + R, r + 2R, …
+    """Which part of the global batch a backward covers. Ranks take turns: rank r of R holds the positions r, r + R, r + 2R and so on.
 
     Attributes:
         local: Examples of this rank's part of the global batch, over all its micro-batches.

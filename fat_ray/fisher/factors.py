@@ -15,7 +15,7 @@ Sums run over examples before anything else: no patch matrix is ever built. A la
 """
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ Part = tuple[Tensor, float]
 
 Parts = dict[str, Part]
 Floats = NDArray[np.float64]
+Factors = dict[str, NDArray[Any]]
+"""Finished factors by name, float64, or float32 where the released code is followed."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -56,7 +58,7 @@ class Formulas(Protocol):
         """Whether gradients are those of each example's own loss (True), or of the mean loss over the global batch (False)."""
         ...
 
-    def finish(self, module: nn.Module, sums: Mapping[str, tuple[Floats, float]]) -> dict[str, Floats]:
+    def finish(self, module: nn.Module, sums: Mapping[str, tuple[Floats, float]]) -> Factors:
         """Factors from sums and counts over the whole global batch."""
         ...
 
@@ -82,7 +84,7 @@ class ExactFormulas:
         assert handlers is not None
         return handlers[1](module, gradient)
 
-    def finish(self, module: nn.Module, sums: Mapping[str, tuple[Floats, float]]) -> dict[str, Floats]:  # noqa: ARG002  the protocol's
+    def finish(self, module: nn.Module, sums: Mapping[str, tuple[Floats, float]]) -> Factors:  # noqa: ARG002  the protocol's
         """Means."""
         return {part: total / count for part, (total, count) in sums.items()}
 
@@ -149,7 +151,7 @@ def _transposed_outputs(module: nn.Module, s: Tensor) -> Parts:
     """A transposed convolution reads its output's gradient as a convolution reads its input: the factors change places."""
     assert isinstance(module, TRANSPOSED)
     squares = (s * s).sum(0)
-    margins = [extent for pad in reversed(module.padding) for extent in (int(pad), int(pad))]
+    margins: list[int] = [int(padding) for padding in reversed(module.padding) for _ in range(2)]  # type: ignore[call-overload]
     total, num_positions = patch_sums(functional.pad(squares, margins), module)
     total = total.reshape(module.groups, -1, *module.kernel_size)
     return {"column": (total, s.shape[0] * num_positions), "bias_row": _per_channel(s)}

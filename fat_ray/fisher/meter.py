@@ -1,4 +1,4 @@
-"""From collected sums to one distance per group, equal to the bit on every rank: states, what they are compared with, and who computes what."""
+"""From collected sums to one distance per group, equal to the bit on every rank: states, what they are compared with, who computes what."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -191,8 +191,8 @@ class DriftMeter:
             average *= decay
             values *= np.float32(1.0 - self._drift.compare_decay)
             average += values
-        for index in np.flatnonzero(~active):
-            self._elementwise.pop(int(index), None)
+        for frozen in np.flatnonzero(~active).tolist():
+            self._elementwise.pop(frozen, None)
         return found, measured
 
     def _mine(self, wanted: Bools, owners: list[int]) -> list[int]:

@@ -1,7 +1,7 @@
 """The factors of the released code, exactly, its errors included (docs/method.md, section 4): for parity and honest comparison only.
 
-Gradients are those of the mean loss over the global batch, as it is backpropagated. B is the number of examples of that batch. Convolutions
-ignore dilation, padding modes and string padding, as released. What is squared after a sum over the batch is kept as that sum until `finish`.
+Gradients are those of the mean loss over the global batch, as it is backpropagated. B is the number of its examples. Convolutions ignore
+dilation, padding modes and string padding, as released. What is squared after a sum over the batch is kept as that sum until `finish`.
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fat_ray.fisher.factors import Floats, Parts, patch_sums
+from fat_ray.fisher.factors import Factors, Floats, Parts, patch_sums
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)
 
@@ -51,12 +51,13 @@ class ReleasedFormulas:
             return {"row": (gradient.sum((0, 2, 3)), gradient.shape[0])}
         return {"row": (gradient.sum(list(range(gradient.ndim - 1))), gradient.shape[0])}
 
-    def finish(self, module: nn.Module, sums: Mapping[str, tuple[Floats, float]]) -> dict[str, Floats]:
-        """Squares what is squared after the sum, and sets the entry of the bias. All in float32, as released: where S saturates, its
-        last bits decide about bins.
+    def finish(self, module: nn.Module, sums: Mapping[str, tuple[Floats, float]]) -> Factors:
+        """Squares what is squared after the sum, and sets the entry of the bias.
+
+        All in float32, as released: where S saturates, its last bits decide about bins.
         """
-        columns, count = np.float32(sums["column"][0]), np.float32(sums["column"][1])
-        rows, row_count = np.float32(sums["row"][0]), np.float32(sums["row"][1])
+        columns, count = sums["column"][0].astype(np.float32), np.float32(sums["column"][1])
+        rows, row_count = sums["row"][0].astype(np.float32), np.float32(sums["row"][1])
         if isinstance(module, nn.Linear):
             return {"column": columns / count, "row": rows / row_count, "bias_column": np.ones(1, np.float32)}
         if isinstance(module, nn.Conv2d):

@@ -1,6 +1,6 @@
 """Carries decisions out: what is frozen does not move, to the bit, whatever the optimizer does.
 
-A tensor whose entries are all frozen leaves autograd and the optimizer, so that its gradient is neither computed nor communicated nor stored.
+A tensor whose entries are all frozen leaves autograd and the optimizer: its gradient is neither computed nor communicated nor stored.
 A tensor that is frozen in part keeps its gradient; the frozen blocks of the gradient are cleared before clipping, so that only active
 entries count, and the frozen blocks of the parameter are put back after the optimizer's step.
 """
@@ -70,7 +70,8 @@ class Freezer:
 
     def _refresh(self, name: str) -> bool:
         """Notes the frozen blocks of a tensor; True when all of it is frozen."""
-        blocks = [(member, on) for group, on in zip(self._groups, self.active, strict=True) for member in group.members if member.parameter == name]
+        states = zip(self._groups, self.active, strict=True)
+        blocks = [(member, on) for group, on in states for member in group.members if member.parameter == name]
         parameter = self._parameters[name]
         if not any(on for _, on in blocks):
             self._partial.pop(name, None)

@@ -162,7 +162,7 @@ BATCH_FREE = [name for name in CASES if "batch norm" not in name]
 
 @pytest.mark.parametrize("name", BATCH_FREE)
 @pytest.mark.parametrize("halves", [False, True])
-def test_factors_do_not_depend_on_micro_batches(name: str, halves: bool) -> None:  # noqa: FBT001
+def test_factors_do_not_depend_on_micro_batches(name: str, halves: bool) -> None:
     model, x, y = prepared(name)
     whole, split = (collect(model, weighted, x, y, parts=parts, halves=halves) for parts in (1, 4))
     for one, other in zip(whole, split, strict=True):
@@ -350,5 +350,3 @@ def test_subclasses_count_unless_they_compute_something_else() -> None:
 
     model = nn.Sequential(Renamed(3, 3), Doubled(3, 3))
     assert set(covered_layers(model, build_groups(model, WHOLE), ExactFormulas())) == {"0"}
-
-

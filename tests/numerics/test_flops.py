@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fat_ray.engine.flops import FlopMeter
 from fat_ray.fisher.groups import build_groups
-from fat_ray.spec.run import GroupSpec
 from fat_ray.freeze.freezer import Freezer
+from fat_ray.spec.run import GroupSpec
 
 
 def network() -> nn.Module:

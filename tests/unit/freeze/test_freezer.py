@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fat_ray.fisher.groups import build_groups
-from fat_ray.spec.run import GroupSpec
 from fat_ray.freeze.freezer import Freezer
+from fat_ray.spec.run import GroupSpec
 
 OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5),
