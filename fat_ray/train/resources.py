@@ -1,17 +1,6 @@
-"""What the workers of a run need, and what Tune has to reserve for a trial. Neither torch nor Ray is imported for the asking."""
+"""What one worker of a run is given."""
 
-from typing import TYPE_CHECKING, Literal
-
-from fat_ray.spec.run import RunSpec, TrainSpec
-
-if TYPE_CHECKING:
-    from ray.tune import PlacementGroupFactory
-
-Executor = Literal["stock", "warm"]
-"""stock: Ray Train's public API, new processes for each run. warm: the processes of a trial slot are kept (see train/warm.py)."""
-
-DRIVER_CPUS = 0.001
-"""Share of a CPU that a trial's driver is booked with: it waits nearly all the time, and Tune refuses 0."""
+from fat_ray.spec.run import TrainSpec
 
 
 def threads(spec: TrainSpec) -> int:
@@ -32,21 +21,3 @@ def worker_resources(spec: TrainSpec) -> dict[str, float]:
     if spec.gpus_per_worker:
         resources["GPU"] = spec.gpus_per_worker
     return resources
-
-
-def trial_resources(spec: RunSpec, executor: Executor) -> "PlacementGroupFactory":
-    """What Tune reserves for a trial: for `tune.with_resources`.
-
-    warm: the driver and, in bundles 1 to n, its workers, so that Tune counts, gang-schedules and frees everything. stock: the driver
-    alone, since Ray Train reserves its workers itself and Tune cannot count them; whoever plans the study limits its concurrency.
-
-    Args:
-        spec: The run that each trial trains.
-        executor: As returned by `fat_ray.train.run.resolve`.
-    """
-    from ray import tune
-
-    bundles = [{"CPU": DRIVER_CPUS}]
-    if executor == "warm":
-        bundles += [worker_resources(spec.train)] * spec.train.workers
-    return tune.PlacementGroupFactory(bundles)
