@@ -14,7 +14,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Writes a file so that a reader, or a crash at any moment, finds all of `data` or no change at all.
 
-    The temporary name is fixed (`.<name>.tmp`), so that what a killed writer left is overwritten by the next one. Only one process may write a path.
+    The temporary name is fixed (`.<name>.tmp`), so that what a killed writer left is overwritten by the next one. Only one process
+    may write a path.
 
     Raises:
         RecordError: The file cannot be written, for example because no space is left; nothing is left behind.
@@ -23,6 +24,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_synced(temporary, data)
+        # The directory is not synced: after a power cut the newest file may be absent, which a reader can bear, but never torn.
         temporary.replace(path)
     except BaseException as error:
         with suppress(OSError):
@@ -30,7 +32,6 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         if isinstance(error, OSError):
             raise RecordError(f"cannot write {path} ({len(data)} bytes): {explain(error, path)}") from error
         raise
-    _sync_directory(path.parent)
 
 
 def explain(error: OSError, path: Path) -> str:
@@ -57,13 +58,3 @@ def _write_synced(path: Path, data: bytes | memoryview) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    # Makes the new name survive a power cut. Some network file systems refuse; the file is whole all the same.
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

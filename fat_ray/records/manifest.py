@@ -104,6 +104,18 @@ def read_manifest(directory: str | Path) -> Manifest:
     return _parse(path, found)
 
 
+def discard_study(directory: str | Path) -> None:
+    """Takes `create_study` back when the study cannot start after all; leaves everything as it is once a run has records."""
+    directory = Path(directory)
+    with suppress(OSError):
+        (directory / "records").rmdir()  # refuses while it holds anything
+        for name in (MANIFEST, STUDY_TEXT):
+            (directory / name).unlink(missing_ok=True)
+        for name in ("wandb", "logs", "control"):
+            shutil.rmtree(directory / name, ignore_errors=True)
+        directory.rmdir()
+
+
 def check_writable(directory: Path) -> None:
     """Makes the directory where needed and tries to write a file in it: permission bits alone do not tell, least of all to root.
 
@@ -151,7 +163,6 @@ def _check_space(directory: Path, needed: int) -> None:
 
 
 def _populate(directory: Path, manifest: Manifest, text: str) -> None:
-    existed = directory.exists()
     check_writable(directory)
     try:
         # Making this directory is atomic, so of two launches at the same time one gets the place.
@@ -162,18 +173,10 @@ def _populate(directory: Path, manifest: Manifest, text: str) -> None:
         write_atomic(directory / STUDY_TEXT, text.encode())
         write_atomic(directory / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
     except BaseException as error:
-        _undo(directory, existed=existed)
+        discard_study(directory)
         if isinstance(error, RecordError):
             raise OutputError(str(error)) from error
         raise
-
-
-def _undo(directory: Path, *, existed: bool) -> None:
-    with suppress(OSError):
-        shutil.rmtree(directory / "records")
-        (directory / STUDY_TEXT).unlink(missing_ok=True)
-        if not existed:
-            directory.rmdir()
 
 
 def _parse(path: Path, found: object) -> Manifest:

@@ -20,12 +20,13 @@ class ParquetSink:
     Args:
         directory: The study's directory.
         run: Id of the run, which `RunStart` must repeat.
+        start: How the run began, to go on with records that have it already; None: the first event is a `RunStart`.
     """
 
-    def __init__(self, directory: str | Path, run: str) -> None:
+    def __init__(self, directory: str | Path, run: str, *, start: RunStart | None = None) -> None:
         self._directory = Path(directory)
         self._run = run
-        self._start: RunStart | None = None
+        self._start = start
         self._pending: dict[str, list[Columns]] = {table: [] for table in TABLES}
         self._next_part = {table: self._first_free_part(table) for table in TABLES}
 

@@ -1,4 +1,4 @@
-"""The tables of a study's records: Arrow schemas, and how an event becomes columns of rows. Columns are stable ids; docs/records.md describes them.
+"""The tables of a study's records: Arrow schemas, and what an event adds to them. Columns are stable ids; docs/records.md describes them.
 
 Layout under a study's directory::
 

@@ -1,4 +1,7 @@
-"""Mirrors records to Weights & Biases, from the driver: one W&B run per trial and seed. The records are the truth; a failing mirror stops nothing."""
+"""Mirrors records to Weights & Biases, from the driver: one W&B run per trial and seed.
+
+The records are the truth: the mirror reads nothing else, and its failure stops nothing.
+"""
 
 import logging
 import os
@@ -28,11 +31,12 @@ _SCHEDULE_COLUMNS = ("step", "event", "group", "layer", "kind", "elements")
 
 @dataclass
 class _Live:
-    """A W&B run that is being written: its handle, how it started, and the parts that it already holds."""
+    """A W&B run that is being written: its handle, how it started, the parts that it already holds, and the last step shown."""
 
     handle: Any
     start: RunStart
     mirrored: set[Path] = field(default_factory=set)
+    step: int = 0
 
 
 class WandbMirror:
@@ -84,9 +88,8 @@ class WandbMirror:
                 action(run)
         except Exception as error:  # noqa: BLE001 no failure of a mirror may stop a run
             self._off = True
-            log.warning(
-                "W&B mirror off since run %s: %s. The records are complete without it.", run, scrub(f"{error}") or type(error).__name__
-            )
+            reason = scrub(str(error).partition("\n")[0]) or type(error).__name__
+            log.warning("W&B mirror off since run %s: %s. The records are complete without it.", run, reason)
 
     def _advance(self, run: str) -> None:
         if run not in self._live:
@@ -96,6 +99,7 @@ class WandbMirror:
         live = self._live[run]
         for row in metric_rows(_new_rows(self._directory, run, live.mirrored), live.start.total_elements):
             live.handle.log(_as_wandb(row))
+            live.step = row[AXIS]
 
     def _open(self, run: str) -> _Live:
         import wandb  # noqa: PLC0415 takes a second, and nothing at all when the mirror is disabled
@@ -129,15 +133,17 @@ class WandbMirror:
 
         self._finished.add(run)
         end = run_end(self._directory, run)
-        schedule = wandb.Table(columns=list(_SCHEDULE_COLUMNS), data=schedule_rows(self._directory, run, live.start))
-        live.handle.log({"freeze/schedule": schedule, AXIS: end.steps if end else 0})
-        live.handle.summary.update(summary_values(end))
         failed = end is None or end.status in (Status.FAILED, Status.DIVERGED)
-        live.handle.finish(exit_code=int(failed))
+        try:
+            live.handle.summary.update(summary_values(end))
+            schedule = wandb.Table(columns=list(_SCHEDULE_COLUMNS), data=schedule_rows(self._directory, run, live.start))
+            live.handle.log({"freeze/schedule": schedule, AXIS: live.step})
+        finally:
+            live.handle.finish(exit_code=int(failed))
 
 
 def run_config(start: RunStart) -> dict[str, Any]:
-    """The configuration of a W&B run: everything of `RunStart` but the groups. Dotted parameters become nested, since W&B reads dots as paths."""
+    """The configuration of a W&B run: `RunStart` without the groups. Parameters are nested, since W&B reads the dots of a key as a path."""
     names = ("study", "run", "trial", "seed", "role", "label", "spec", "environment", "total_elements")
     config = {name: getattr(start, name) for name in names}
     return {**config, "num_groups": len(start.groups), "params": _nested(start.params)}
@@ -181,6 +187,7 @@ def _as_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
 def _settings(wandb: Any) -> Any:
     # Nothing about machine, user, repository or console: what matters is in the configuration, chosen by environment.capture.
     return wandb.Settings(
+        host="",
         console="off",
         silent=True,
         symlink=False,

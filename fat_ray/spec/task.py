@@ -10,11 +10,11 @@ from fat_ray.spec.base import Count, Fraction, Name, Strict
 class ShiftSpec(Strict):
     """How strongly the zero-shot proxy disturbs the held-out test images. 0 turns a disturbance off."""
 
-    blur: Annotated[float, Field(ge=0, le=5)] = 1.0
+    blur: Annotated[float, Field(ge=0, le=5)] = 0.5
     """Standard deviation of a Gaussian blur, in pixels of the model's input."""
-    noise: Annotated[float, Field(ge=0, le=1)] = 0.08
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Standard deviation of additive Gaussian noise; pixel values lie in [0, 1]."""
-    contrast: Annotated[float, Field(gt=0, le=2)] = 0.6
+    contrast: Annotated[float, Field(gt=0, le=2)] = 0.8
     """Factor on the distance of each pixel from the image's mean."""
     lighting: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Strength of a linear illumination gradient over the image."""

@@ -11,26 +11,21 @@ from concurrent.futures import Future, wait
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray import tune
 
 from fat_ray.errors import OutputError, RunFailedError
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.reader import run_end
 from fat_ray.spec.job import RunJob
-from fat_ray.spec.run import RunSpec
 from fat_ray.train.failure import DIED, one_line, root_cause, write_log
-from fat_ray.train.resources import backend, worker_resources
+from fat_ray.train.resources import Executor, backend, worker_resources
 from fat_ray.train.stop import clear_stop, request_stop, stop_on_interrupt
 from fat_ray.train.worker import work
-
-Executor = Literal["stock", "warm"]
-"""stock: Ray Train's public API, new processes for each run. warm: the processes of a trial slot are kept (see train/warm.py)."""
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -52,9 +47,6 @@ TRAIN_ENV: Mapping[str, str] = MappingProxyType(
 
 PLACEMENT_TIMEOUT_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 """Beside `TRAIN_ENV`: seconds after which stock workers that found no place fail the run (`budget.placement_timeout_s`)."""
-
-DRIVER_CPUS = 0.001
-"""Share of a CPU that a trial's driver is booked with: it waits nearly all the time, and Tune refuses 0."""
 
 POLL_S = 0.05
 """Time between two looks for metrics of a stock run."""
@@ -107,26 +99,10 @@ def _warm_problem() -> str | None:
     if not ray.__version__.startswith("2.60."):
         return f"it knows the internals of Ray 2.60, this is Ray {ray.__version__}"
     try:
-        import fat_ray.train.warm  # noqa: F401, PLC0415 - whether it can be imported is the question
+        import fat_ray.train.warm  # noqa: F401 - whether it can be imported is the question
     except (ImportError, AttributeError) as error:
         return one_line(error)
     return None
-
-
-def trial_resources(spec: RunSpec, executor: Executor) -> tune.PlacementGroupFactory:
-    """What Tune reserves for a trial: for `tune.with_resources`.
-
-    warm: the driver and, in bundles 1 to n, its workers, so that Tune counts, gang-schedules and frees everything. stock: the driver
-    alone, since Ray Train reserves its workers itself and Tune cannot count them; whoever plans the study limits its concurrency.
-
-    Args:
-        spec: The run that each trial trains.
-        executor: As returned by `resolve`.
-    """
-    bundles = [{"CPU": DRIVER_CPUS}]
-    if executor == "warm":
-        bundles += [worker_resources(spec.train)] * spec.train.workers
-    return tune.PlacementGroupFactory(bundles)
 
 
 class _Reports:
@@ -182,7 +158,7 @@ class _Direct(ray.train.UserCallback):  # type: ignore[misc]
 
 def _run(job: RunJob, executor: Executor, reports: _Reports) -> None:
     if executor == "warm" and _workers_are_reserved(job.spec.train.workers):
-        from fat_ray.train.warm import WarmTorchTrainer  # noqa: PLC0415 - it needs the Ray that `resolve` has found
+        from fat_ray.train.warm import WarmTorchTrainer
 
         WarmTorchTrainer(_train_loop, **_arguments(job, _Direct(reports))).fit()
     else:

@@ -12,7 +12,8 @@ import ray.train
 
 from fat_ray.events import Status
 from fat_ray.train import run
-from fat_ray.train.run import resolve, trial_resources
+from fat_ray.train.resources import DRIVER, trial_resources
+from fat_ray.train.run import resolve
 from fat_ray.train.stop import stop_requested
 from tests.support.jobs import tiny_job, tiny_spec
 
@@ -38,8 +39,8 @@ def test_warm_falls_back_to_stock_with_another_ray(fresh_resolve: None, monkeypa
 
 def test_tune_reserves_the_workers_of_warm_trials_only() -> None:
     spec = tiny_spec(workers=4)
-    assert trial_resources(spec, "stock").bundles == [{"CPU": 0.001}]
-    assert trial_resources(spec, "warm").bundles == [{"CPU": 0.001}] + [{"CPU": 0.5}] * 4
+    assert trial_resources(spec, "stock").bundles == [DRIVER]
+    assert trial_resources(spec, "warm").bundles == [DRIVER] + [{"CPU": 0.5}] * 4
 
 
 def test_no_letter_is_lost_when_training_ends_right_after_the_last(tmp_path: Path) -> None:

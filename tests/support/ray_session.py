@@ -18,7 +18,7 @@ NUM_CPUS = 2
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator["RaySession"]:
     """Starts Ray on first use; at the end shuts it down and fails if a process is left."""
-    from fat_ray.train.run import TRAIN_ENV  # noqa: PLC0415 - unit tests must not pay for Ray
+    from fat_ray.train.run import TRAIN_ENV
 
     variables = {
         **TRAIN_ENV,
@@ -37,7 +37,7 @@ def ray_session() -> Iterator["RaySession"]:
 
 
 def _session(variables: Mapping[str, str]) -> Iterator["RaySession"]:
-    import ray  # noqa: PLC0415
+    import ray
 
     temporary = tempfile.mkdtemp(prefix="fr-", dir="/tmp")  # short: sockets lie below it
     before = _children()
@@ -89,8 +89,8 @@ class RaySession:
 
     def usage(self) -> Usage:
         """Free CPUs, and ids of placement groups and actors that are alive; but for what Ray keeps one of for ever."""
-        import ray  # noqa: PLC0415
-        from ray.util import placement_group_table  # noqa: PLC0415
+        import ray
+        from ray.util import placement_group_table
 
         groups = [name for name, group in placement_group_table().items() if group["state"] != "REMOVED"]
         actors = [name for name, actor in live_actors().items() if "AutoscalingCoordinator" not in actor]
@@ -99,7 +99,7 @@ class RaySession:
 
 def live_actors() -> dict[str, str]:
     """Id to class name of the actors of this Ray that have not died. Reads the GCS: the public list needs a dashboard."""
-    from ray._private.state import actors  # noqa: PLC0415
+    from ray._private.state import actors
 
     found: Mapping[str, Mapping[str, Any]] = actors()
     return {name: str(actor["ActorClassName"]) for name, actor in found.items() if actor["State"] != "DEAD"}

@@ -11,7 +11,8 @@ from ray import tune
 from fat_ray.errors import RunFailedError
 from fat_ray.events import Status
 from fat_ray.spec.job import RunJob
-from fat_ray.train.run import Executor, fit, trial_resources
+from fat_ray.train.resources import Executor, trial_resources
+from fat_ray.train.run import fit
 from fat_ray.train.stop import request_stop
 
 Report = dict[str, Any]
@@ -57,7 +58,7 @@ def _kept_workers(executor: Executor) -> list[int]:
     """Process ids of the workers that wait in this process for the next run."""
     if executor == "stock":
         return []
-    from fat_ray.train import warm  # noqa: PLC0415 - needs the Ray it knows
+    from fat_ray.train import warm
 
     lane = warm._SLOT._lane
     return [worker.metadata.pid for worker in lane.workers] if lane else []

@@ -1,0 +1,294 @@
+"""The command line. Each command reads its options and calls other rooms, which are imported when the command runs: `--help` stays quick.
+
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 the study or a run failed, 2 bad input, 130 on Ctrl-C.
+"""
+
+import contextlib
+import functools
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fat_ray import __version__
+from fat_ray.errors import FatRayError
+
+if TYPE_CHECKING:
+    from fat_ray.spec.load import LoadedStudy
+
+app = typer.Typer(
+    help="Distributed hyperparameter studies for Fisher-guided progressive freezing.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class WandbMode(StrEnum):
+    """What `wandb.mode` may be."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+    DISABLED = "disabled"
+
+
+class Format(StrEnum):
+    """How a comparison is written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+def _holding_a_study(given: Path | list[Path]) -> Path | list[Path]:
+    for directory in given if isinstance(given, list) else [given]:
+        if not (directory / "study.json").is_file():
+            raise typer.BadParameter(f"{directory} holds no study (no study.json): give the directory that fat-ray launch printed")
+    return given
+
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.", show_default=False)]
+StudyDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a study.", show_default=False, callback=_holding_a_study)]
+StudyDirectories = Annotated[
+    list[Path], typer.Argument(metavar="DIR...", help="Directories of studies.", show_default=False, callback=_holding_a_study)
+]
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set a field of the study file, such as train.steps=40; repeatable.")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Directory that gets the study's own; default: output of the file.")]
+Wandb = Annotated[WandbMode | None, typer.Option("--wandb", help="Mode of Weights & Biases; default: wandb.mode of the file.")]
+Address = Annotated[
+    str | None, typer.Option("--address", metavar="ADDR", help="Ray cluster to use; default: a Ray of its own on loopback.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+
+
+@dataclass
+class _Session:
+    """What the error boundary must know of the command that runs."""
+
+    debug: bool = False
+    directory: Path | None = None
+
+
+_SESSION = _Session()
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    *,
+    _version: Annotated[bool, typer.Option("--version", help="Show the version and stop.", callback=_show_version, is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    _SESSION.debug, _SESSION.directory = debug, None
+
+
+def _command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a function as a command that never shows a traceback, with an example at the end of its help."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            with _boundary():
+                function(*args, **kwargs)
+
+        return app.command(epilog=f"\b\nExample:\n  {example}")(guarded)
+
+    return register
+
+
+@contextlib.contextmanager
+def _boundary() -> Iterator[None]:
+    """Turns whatever a command raises into one message on stderr and an exit code."""
+    try:
+        yield
+    except (typer.Exit, BrokenPipeError):
+        raise
+    except KeyboardInterrupt:
+        _stop("stopped", 130)
+    except FatRayError as error:
+        if _SESSION.debug:
+            traceback.print_exc()
+        _stop(str(error), error.exit_code)
+    except Exception as error:  # noqa: BLE001 - the boundary: nothing may reach the user as a traceback
+        log = None if _SESSION.debug else _write_log()
+        if log is None:
+            traceback.print_exc()
+        where = f"; the traceback lies in {log}" if log else ""
+        _stop(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}{where}", 1)
+
+
+def _stop(message: str, exit_code: int) -> None:
+    typer.echo(f"fat-ray: {message}", err=True)
+    raise typer.Exit(exit_code)
+
+
+def _write_log() -> Path | None:
+    """The current exception's traceback in a file of the study, or of the temporary directory where there is no study yet."""
+    logs = _SESSION.directory / "logs" if _SESSION.directory else None
+    with (
+        contextlib.suppress(OSError),
+        tempfile.NamedTemporaryFile(
+            "w", prefix="fat-ray-", suffix=".log", dir=logs if logs and logs.is_dir() else None, delete=False, encoding="utf-8"
+        ) as file,
+    ):
+        file.write(traceback.format_exc())
+        return Path(file.name)
+    return None
+
+
+def _load(study: Path, settings: list[str], **options: object) -> "LoadedStudy":
+    """The study file with `--set` and the options that are short for it."""
+    from fat_ray.spec.load import load_study
+
+    shorthands = [f"{field}={value}" for field, value in options.items() if value is not None]
+    return load_study(study, [*settings, *shorthands])
+
+
+@_command("fat-ray launch studies/quickstart.yaml --set train.steps=40 --trials 8 --out results")
+def launch(
+    study: StudyFile,
+    *,
+    set_: Settings = [],  # noqa: B006 - typer copies defaults
+    out: Out = None,
+    address: Address = None,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Trials of the search; default: budget.trials.")] = None,
+    wandb: Wandb = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run a study: the search and its baselines, then compare all runs and write the report."""
+    loaded = _load(study, set_, **{"budget.trials": trials, "wandb.mode": wandb})
+    from fat_ray.study.launch import launch as launch_study
+
+    directory = (out or Path(loaded.spec.output)) / loaded.spec.name
+    _SESSION.directory = directory
+    outcome = launch_study(loaded.spec, text=loaded.text, directory=directory, address=address, quiet=quiet, command=tuple(sys.argv[1:]))
+    if outcome.runs:
+        _conclude(directory)
+    for note in outcome.notes:
+        typer.echo(f"note: {note}", err=True)
+    for ended in outcome.runs:
+        if ended.status in ("failed", "diverged"):
+            typer.echo(f"{ended.run} {ended.status}: {ended.reason}", err=True)
+    if outcome.interrupted:
+        _stop("stopped on request; what was done so far is in the records", 130)
+    if outcome.failed:
+        _stop(f"{outcome.failed} of {len(outcome.runs)} runs failed; tracebacks lie in {directory / 'logs'}", 1)
+
+
+@_command("fat-ray run studies/quickstart.yaml --set freeze.policy=none --workers 2 --seed 1")
+def run(
+    study: StudyFile,
+    *,
+    set_: Settings = [],  # noqa: B006 - typer copies defaults
+    out: Out = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="DDP processes; default: train.workers.")] = None,
+    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Train under Ray, or in processes of this machine.")] = False,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the run; default: the first of seeds.")] = None,
+    wandb: Wandb = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train the base settings of a study once, without a search."""
+    loaded = _load(study, set_, **{"train.workers": workers, "wandb.mode": wandb})
+    from fat_ray.study.single import run_once
+
+    chosen = loaded.spec.seeds[0] if seed is None else seed
+    directory = (out or Path(loaded.spec.output)) / f"{loaded.spec.name}-run-s{chosen}"
+    _SESSION.directory = directory
+    end = run_once(loaded.spec, text=loaded.text, directory=directory, seed=chosen, ray=ray, quiet=quiet, command=sys.argv[1:])
+    _conclude(directory)
+    if end.status != "completed":
+        _stop(f"the run ended as {end.status}: {end.reason}", 1)
+
+
+def _conclude(directory: Path) -> None:
+    """The end of a study or run: the comparison, and where everything lies."""
+    from fat_ray.analysis.report import write_report
+
+    report_path = write_report(directory)
+    _print_comparison([directory], Format.TABLE)
+    typer.echo(f"\nstudy    {directory}\nrecords  {directory / 'records'}\nreport   {report_path}")
+    for parent in sorted({str(path.parent) for path in directory.glob("wandb/**/offline-run-*/")}):
+        typer.echo(f"W&B      wandb sync {shlex.quote(parent)}/offline-run-*")
+
+
+def _print_comparison(directories: Sequence[Path], format_: Format) -> None:
+    from rich.console import Console
+
+    from fat_ray.analysis import render
+    from fat_ray.analysis.compare import compare as compare_studies
+
+    comparison = compare_studies(directories)
+    if format_ is Format.TABLE:
+        console = Console()
+        console.print(render.as_table(comparison, console))
+    else:
+        typer.echo(render.as_json(comparison) if format_ is Format.JSON else render.as_csv(comparison).rstrip("\n"))
+
+
+@_command("fat-ray compare out/quickstart out/other --format csv > runs.csv")
+def compare(
+    directories: StudyDirectories,
+    *,
+    format_: Annotated[Format, typer.Option("--format", help="How the comparison is written to stdout.")] = Format.TABLE,
+) -> None:
+    """Compare all runs of one or several studies: metrics, active parameters, costs."""
+    _print_comparison(directories, format_)
+
+
+@_command("fat-ray report out/quickstart")
+def report(directory: StudyDirectory) -> None:
+    """Write the HTML report of a study, and print its path."""
+    from fat_ray.analysis.report import write_report
+
+    typer.echo(write_report(directory))
+
+
+@_command("fat-ray status out/quickstart")
+def status(directory: StudyDirectory, *, json: AsJson = False) -> None:
+    """Show how the runs of a study stand; also while it runs."""
+    from fat_ray.analysis.status import as_json, as_text, read_status
+
+    state = read_status(directory)
+    typer.echo(as_json(state) if json else as_text(state))
+
+
+@_command("fat-ray doctor --out results")
+def doctor(
+    *,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory in which studies would be written.")] = Path("out"),
+    json: AsJson = False,
+) -> None:
+    """Check whether this machine can run studies, and say how to mend what it cannot."""
+    from fat_ray.study.doctor import as_json, as_text, examine
+
+    checks = examine(out)
+    typer.echo(as_json(checks) if json else as_text(checks))
+    if any(check.verdict == "fail" for check in checks):
+        raise typer.Exit(1)
+
+
+@_command("fat-ray schema > study.schema.json")
+def schema() -> None:
+    """Print the JSON Schema of a study file, for editors."""
+    from json import dumps
+
+    from fat_ray.spec.load import study_schema
+
+    typer.echo(dumps(study_schema(), indent=2))

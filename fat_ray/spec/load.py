@@ -1,0 +1,140 @@
+"""Study files: strict YAML to a `StudySpec`, with every problem of the file reported at once."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from fat_ray.errors import Problem, SpecError
+from fat_ray.spec.check import cross_problems
+from fat_ray.spec.document import MAX_BYTES, Document, Path, dotted, parse, shorten
+from fat_ray.spec.study import StudySpec
+from fat_ray.spec.wording import field_path, message
+
+_DISTRIBUTION_KEYS = ("type", "low", "high", "log", "step", "choices")
+_FROM_SET = " (given by --set)"
+
+
+@dataclass(frozen=True)
+class LoadedStudy:
+    """A study file that was found right.
+
+    Attributes:
+        spec: What it says, overrides applied.
+        text: The file as it was written.
+    """
+
+    spec: StudySpec
+    text: str
+
+
+def load_study(path: str | FilePath, overrides: Sequence[str] = ()) -> LoadedStudy:
+    """Reads and checks a study file.
+
+    Args:
+        path: The YAML file.
+        overrides: Settings `key=value` that replace those of the file; the key is dotted, the value is YAML.
+
+    Raises:
+        SpecError: With all problems of the file and of the overrides at once, in the order of their lines.
+    """
+    text = _read(path)
+    document = parse(text)
+    if not document.problems and not isinstance(document.data, dict):
+        what = "is empty" if document.data is None else "holds no keys"
+        document.problems.append(Problem("", None, f"{what}; a study file starts with name: my-study"))
+    if not isinstance(document.data, dict):
+        raise SpecError(str(path), document.problems)
+    given = {key for override in overrides if (key := _override(document, override)) is not None}
+    spec, problems = _validate(document)
+    problems = [_mark(problem, given) for problem in problems]
+    if spec is None or problems or document.problems:
+        found = document.problems + problems
+        raise SpecError(str(path), sorted(found, key=lambda problem: (problem.line is None, problem.line or 0)))
+    return LoadedStudy(spec, text)
+
+
+def study_schema() -> dict[str, Any]:
+    """The JSON Schema of a study file, for editors and other tools."""
+    schema = StudySpec.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "fat_ray study"}
+
+
+def _read(path: str | FilePath) -> str:
+    try:
+        with FilePath(path).open("rb") as file:
+            return file.read(MAX_BYTES + 1).decode()
+    except UnicodeDecodeError as error:
+        raise SpecError(str(path), [Problem("", None, "is not UTF-8 text")]) from error
+    except OSError as error:
+        raise SpecError(str(path), [Problem("", None, f"cannot be read: {error.strerror or error}")]) from error
+
+
+def _validate(document: Document) -> tuple[StudySpec | None, list[Problem]]:
+    spec, problems = None, []
+    try:
+        spec = StudySpec.model_validate_json(json.dumps(document.data))
+    except ValidationError as error:
+        problems = _translate(error, document)
+    seen = {problem.field for problem in problems}
+    problems += [
+        Problem(dotted(path), value, text, document.line(path))
+        for path, value, text in cross_problems(document.data, spec)
+        if dotted(path) not in seen
+    ]
+    return spec, problems
+
+
+def _translate(error: ValidationError, document: Document) -> list[Problem]:
+    found: dict[Path, Problem] = {}
+    for item in error.errors(include_url=False):
+        path = field_path(item["loc"])
+        text = message(item, path, document.data)
+        if item["type"] == "unknown_task" and isinstance(section := document.data.get("task"), dict):
+            path, item["input"] = ("task", "name"), section.get("name")
+        hidden = item["type"] == "missing" or isinstance(item["input"], dict | list)
+        value = None if hidden else shorten(item["input"])
+        found.setdefault(path, Problem(dotted(path), value, text, document.line(path)))
+    return list(found.values())
+
+
+def _override(document: Document, text: str) -> str | None:
+    """Applies one `key=value` to the document; the dotted key, or None when the override itself is wrong."""
+    key, separator, written = text.partition("=")
+    value = parse(written)
+    keys = _split(key.strip())
+    if not separator or not all(keys):
+        document.problems.append(Problem("--set", shorten(text), "must be key=value with a dotted key, such as freeze.threshold=-0.5"))
+        return None
+    if value.problems:
+        document.problems += [replace(problem, field=key, value=shorten(written), line=None) for problem in value.problems]
+        return None
+    section = document.data
+    for name in keys[:-1]:
+        section = section.setdefault(name, {})
+        if not isinstance(section, dict):
+            document.problems.append(Problem("--set", shorten(text), f"{name} is not a section"))
+            return None
+    section[keys[-1]] = value.data
+    document.forget(tuple(keys))
+    return dotted(tuple(keys))
+
+
+def _split(key: str) -> list[str]:
+    """The keys of a dotted override; what is searched is itself a dotted key."""
+    keys = key.split(".")
+    if keys[0] != "search" or len(keys) < 3:
+        return keys
+    if keys[-1] in _DISTRIBUTION_KEYS:
+        return ["search", ".".join(keys[1:-1]), keys[-1]]
+    return ["search", ".".join(keys[1:])]
+
+
+def _mark(problem: Problem, given: set[str]) -> Problem:
+    """Says where a value came from when it is not in the file."""
+    if any(problem.field == key or problem.field.startswith((f"{key}.", f"{key}[")) for key in given):
+        return replace(problem, message=problem.message + _FROM_SET, line=None)
+    return problem

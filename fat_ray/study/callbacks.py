@@ -1,0 +1,78 @@
+"""What the driver does while Tune runs trials: notes who started, asks trials to stop, keeps the W&B mirror up to date."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial as TuneTrial
+
+from fat_ray.events import Status
+from fat_ray.records.wandb import WandbMirror
+from fat_ray.study.ledger import Close, Ledger
+from fat_ray.train.stop import request_stop
+
+
+class Supervisor(Callback):  # type: ignore[misc]
+    """Notes the start of trials; when the study is to end, asks all that wait or run to stop.
+
+    Args:
+        ledger: The study's trials.
+        directory: The study's directory.
+        hours: Wall-clock budget; None: no limit.
+    """
+
+    def __init__(self, ledger: Ledger, directory: Path, hours: float | None) -> None:
+        self._ledger, self._directory = ledger, directory
+        self._deadline_s = None if hours is None else ledger.started_s + hours * 3600
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002 - Tune's interface
+        """Notes the time."""
+        self._ledger.of(trial.trial_id).started_s = time.monotonic()
+
+    def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:  # noqa: ARG002 - Tune's interface
+        """Tune calls this about ten times per second."""
+        if self._ledger.close is None and self._deadline_s is not None and time.monotonic() > self._deadline_s:
+            self._ledger.close = Close.OUT_OF_TIME
+        if self._ledger.close is not None:
+            self._stop_all()
+
+    def _stop_all(self) -> None:
+        for trial in self._ledger.live():
+            if trial.asked_to_stop is not Status.STOPPED:
+                trial.asked_to_stop = Status.STOPPED
+                for job in trial.jobs:
+                    request_stop(self._directory, job.run, Status.STOPPED)
+
+
+class Mirror(Callback):  # type: ignore[misc]
+    """Drives the W&B mirror from the records; it never fails the study.
+
+    Args:
+        mirror: The mirror of this study.
+        ledger: The study's trials.
+    """
+
+    def __init__(self, mirror: WandbMirror, ledger: Ledger) -> None:
+        self._mirror, self._ledger = mirror, ledger
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps a snapshot of its callbacks; open W&B runs do not belong there."""
+        return {}
+
+    def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any) -> None:  # noqa: ARG002 - Tune's interface
+        """Mirrors what is new."""
+        for job in self._ledger.of(trial.trial_id).jobs:
+            self._mirror.advance(job.run)
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002 - Tune's interface
+        """Mirrors the rest."""
+        self._finish(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002 - Tune's interface
+        """Mirrors the rest."""
+        self._finish(trial)
+
+    def _finish(self, trial: TuneTrial) -> None:
+        for job in self._ledger.of(trial.trial_id).jobs:
+            self._mirror.finish(job.run)

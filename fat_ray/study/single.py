@@ -1,0 +1,95 @@
+"""One run of a study's base settings: the same checks, records and mirror as a whole study, without a search."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from fat_ray.errors import InputError
+from fat_ray.events import RunEnd
+from fat_ray.records.wandb import WandbMirror
+from fat_ray.spec.job import RunJob
+from fat_ray.spec.study import StudySpec
+from fat_ray.study.environment import prepare, resolve_address
+from fat_ray.study.opening import opened
+from fat_ray.study.plan import plan
+
+Report = Callable[[dict[str, Any]], None]
+Train = Callable[[RunJob, Report], RunEnd]
+"""Trains a job to its end, and tells the metrics of each evaluation on the way."""
+
+
+def run_once(
+    spec: StudySpec, *, text: str, directory: Path, seed: int, ray: bool = False, quiet: bool = False, command: Sequence[str] = ()
+) -> RunEnd:
+    """Trains the base settings of a study once and returns how the run ended; a study directory with this one run is made.
+
+    Args:
+        spec: The study; its search and baselines are left aside.
+        text: The study file as written.
+        directory: The directory to make; absent or empty.
+        seed: Seed of the run.
+        ray: Train under Ray (that of `RAY_ADDRESS`, else one of its own) rather than in processes of this machine.
+        quiet: Print no progress to stderr.
+        command: Arguments of the command line, for the manifest.
+
+    Raises:
+        InputError: Something given is wrong; nothing was started.
+        RunFailedError: The run has no result.
+        KeyboardInterrupt: After Ctrl-C, when the run has stopped and its records are whole.
+    """
+    if spec.freeze.policy == "random_matched":
+        raise InputError("freeze.policy = random_matched: a single run has no schedule to follow; use launch with this baseline")
+    alone = spec.model_copy(update={"search": {}, "baselines": [], "seeds": [seed], "budget": spec.budget.model_copy(update={"trials": 1})})
+    job = RunJob(
+        study=spec.name, run=f"run-s{seed}", trial=None, seed=seed, role="single", spec=spec.run, directory=str(directory.absolute())
+    )
+    with opened(alone, text, directory, command) as mirror, _under_ray(alone) if ray else _without_ray() as train, closing(mirror):
+        return _follow(job, train, mirror, quiet=quiet)
+
+
+@contextmanager
+def _without_ray() -> Iterator[Train]:
+    from fat_ray.train.local import run_local
+
+    yield run_local
+
+
+@contextmanager
+def _under_ray(spec: StudySpec) -> Iterator[Train]:
+    address = resolve_address(None)
+    prepare(address)
+    # Ray reads its environment when it is imported, so only now.
+    from fat_ray.study.cluster import connect
+    from fat_ray.train.run import fit
+
+    with connect(address, spec) as nodes:
+        plan(spec, nodes)
+        yield lambda job, report: fit(job, report=report)
+
+
+def _follow(job: RunJob, train: Train, mirror: WandbMirror, *, quiet: bool) -> RunEnd:
+    """Trains, and after each evaluation says so and mirrors what the records gained."""
+    began_s = time.monotonic()
+
+    def say(line: str) -> None:
+        if not quiet:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+
+    def report(metrics: Mapping[str, Any]) -> None:
+        mirror.advance(job.run)
+        say(_progress(metrics, job.spec.train.steps, time.monotonic() - began_s))
+
+    say(f"{job.run}: {job.spec.train.steps} steps, {job.spec.train.workers} worker(s), policy {job.spec.freeze.policy}")
+    try:
+        return train(job, report)
+    finally:
+        mirror.finish(job.run)
+
+
+def _progress(metrics: Mapping[str, Any], steps: int, elapsed_s: float) -> str:
+    values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("val/"))
+    return f"step {metrics['step']}/{steps}  {values}  active {metrics['mean_active_fraction']:.0%}  {elapsed_s:.0f} s"

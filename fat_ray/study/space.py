@@ -1,0 +1,51 @@
+"""The search space: distributions as Optuna knows them, and a trial's values put into the run."""
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import ValidationError
+
+from fat_ray.errors import Problem, SpecError
+from fat_ray.spec.check import substitute
+from fat_ray.spec.run import RunSpec
+from fat_ray.spec.study import Distribution, FloatRange, IntRange, as_json
+
+
+def optuna_space(search: Mapping[str, Distribution]) -> dict[str, BaseDistribution]:
+    """The search space for `optuna.Study.ask`, by dotted key."""
+    return {key: _distribution(distribution) for key, distribution in search.items()}
+
+
+def _distribution(given: Distribution) -> BaseDistribution:
+    if isinstance(given, FloatRange):
+        high = given.high if given.step is None else _on_grid(given.low, given.high, given.step)
+        return FloatDistribution(given.low, high, log=given.log, step=given.step)
+    if isinstance(given, IntRange):
+        return IntDistribution(given.low, given.high - (given.high - given.low) % given.step, log=given.log, step=given.step)
+    return CategoricalDistribution(given.choices)
+
+
+def _on_grid(low: float, high: float, step: float) -> float:
+    """The last point of the grid, in decimal arithmetic as Optuna computes it: 0.3 is three steps of 0.1."""
+    first, last, width = (Decimal(str(value)) for value in (low, high, step))
+    return float(first + (last - first) // width * width)
+
+
+def with_params(run: RunSpec, params: Mapping[str, Any]) -> RunSpec:
+    """The run with the values of a trial.
+
+    Args:
+        run: The base run of the study.
+        params: Dotted keys and values.
+
+    Raises:
+        SpecError: The values do not go together.
+    """
+    try:
+        return RunSpec.model_validate_json(json.dumps(substitute(as_json(run), params))) if params else run
+    except ValidationError as error:
+        problems = [Problem(".".join(map(str, item["loc"])), None, item["msg"]) for item in error.errors()]
+        raise SpecError("a suggested setting", problems) from error

@@ -1,0 +1,37 @@
+"""A trial as Ray Tune runs it: the runs of its seeds, one after the other. Lives in a process of the cluster, not in the driver."""
+
+import traceback
+from typing import Any
+
+from ray import tune
+
+from fat_ray.errors import FatRayError
+from fat_ray.events import Status
+from fat_ray.spec.job import RunJob
+from fat_ray.train.failure import one_line, write_log
+from fat_ray.train.run import fit
+from fat_ray.train.stop import stop_requested
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """Trains the runs of one trial and reports to Tune: each evaluation of the first seed, each seed that is done, and a failure.
+
+    A run that does not complete ends the trial. Failures are reported, not raised: Tune then goes on, and the driver has the reason.
+
+    Args:
+        config: As `fat_ray.study.search.StudySearch.suggest` returns it.
+    """
+    jobs = [RunJob.model_validate_json(text) for text in config["jobs"]]
+    for position, job in enumerate(jobs):
+        if stop_requested(job.directory, job.run):
+            return
+        try:
+            end = fit(job, executor=config["executor"], report=tune.report if position == 0 else None)
+        except Exception as error:  # noqa: BLE001 - whatever broke one run, the study goes on
+            if not isinstance(error, FatRayError):
+                write_log(job.directory, job.run, "".join(traceback.format_exception(error)))
+            tune.report({"failure": one_line(error)})
+            return
+        tune.report({"seeds_done": position + 1})
+        if end.status is not Status.COMPLETED:
+            return

@@ -1,0 +1,60 @@
+"""A study as one Ray Tune experiment: search, scheduler, trial function and callbacks put together."""
+
+from pathlib import Path
+
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+
+from fat_ray.records.wandb import WandbMirror
+from fat_ray.spec.study import StudySpec
+from fat_ray.study.callbacks import Mirror, Supervisor
+from fat_ray.study.console import ConsoleCallback
+from fat_ray.study.ledger import Ledger
+from fat_ray.study.plan import Plan
+from fat_ray.study.schedule import CooperativeScheduler, build_judge
+from fat_ray.study.search import StudySearch
+from fat_ray.study.trial import run_trial
+from fat_ray.train.resources import trial_resources
+from fat_ray.train.run import resolve
+
+
+def run_trials(spec: StudySpec, directory: Path, ledger: Ledger, plan: Plan, console: ConsoleCallback) -> None:
+    """Runs all trials of the study on the connected cluster; how each ended is in the ledger, and in the records.
+
+    Args:
+        spec: The study.
+        directory: Its directory, absolute.
+        ledger: Filled with its trials.
+        plan: How many run at the same time.
+        console: Shows the progress.
+    """
+    executor = resolve(spec.executor)
+    search = StudySearch(spec, directory, ledger, concurrency=plan.concurrency, executor=executor)
+    scheduler = CooperativeScheduler(build_judge(spec.scheduler, spec.train.steps), spec.scheduler.metric, ledger, directory)
+    mirror = WandbMirror(directory, spec.wandb)
+    try:
+        tune.Tuner(
+            tune.with_resources(run_trial, trial_resources(spec.run, executor)),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=scheduler,
+                num_samples=ledger.total,
+                reuse_actors=executor == "warm",
+                trial_name_creator=lambda trial: _name(trial, ledger),
+                trial_dirname_creator=lambda trial: _name(trial, ledger),
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(directory / "logs"),
+                verbose=0,
+                callbacks=[Supervisor(ledger, directory, spec.budget.hours), Mirror(mirror, ledger), console],
+                failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
+            ),
+        ).fit()
+    finally:
+        search.close()
+        mirror.close()
+
+
+def _name(trial: TuneTrial, ledger: Ledger) -> str:
+    return ledger.of(trial.trial_id).name

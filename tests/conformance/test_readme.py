@@ -1,0 +1,58 @@
+"""The README's own example is run as a reader would run it, and what it mentions exists."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fat_ray.cli import app
+from fat_ray.spec.study import StudySpec
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str) -> str:
+    """The only code block of a language."""
+    (text,) = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return str(text)
+
+
+def fat_ray(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(directory), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fat_ray", *arguments]
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.timeout(200)
+def test_own_task_runs_learns_and_is_compared(tmp_path: Path) -> None:
+    (tmp_path / "spirals.py").write_text(block("python"))
+    (tmp_path / "spirals.yaml").write_text(block("yaml"))
+    done = fat_ray(tmp_path, "run", "spirals.yaml", "--wandb", "disabled")
+    assert done.returncode == 0, done.stderr
+    compared = fat_ray(tmp_path, "compare", "out/spirals-run-s0", "--format", "json")
+    (run,) = json.loads(compared.stdout)["runs"]
+    assert run["status"] == "completed"
+    assert run["val_last"] > 0.8
+    assert 0 < run["mean_active_fraction"] <= 1
+
+
+def test_every_command_is_described_and_exists() -> None:
+    described = set(re.findall(r"^\| `fat-ray ([a-z]+)", README, flags=re.MULTILINE))
+    assert described == {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+
+
+def test_every_key_of_a_study_is_described() -> None:
+    table = README.partition("## A study file")[2].partition("Files are read strictly")[0]
+    described = {key for line in re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE) for key in re.findall(r"`([a-z]+)`", line)}
+    assert set(StudySpec.model_fields) - described <= {"executor"}
+    assert described <= set(StudySpec.model_fields)
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()

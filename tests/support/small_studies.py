@@ -1,0 +1,97 @@
+"""Small studies, and records of runs that were never trained."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from fat_ray.events import Eval, Freeze, GroupInfo, RunEnd, RunStart, Status, Step
+from fat_ray.records.parquet import ParquetSink
+from fat_ray.spec.job import RunJob
+from fat_ray.spec.study import StudySpec
+
+ELEMENTS = 100
+
+
+def small_study(**sections: Any) -> StudySpec:
+    """A study that searches the threshold; `sections` replace its own."""
+    data = {
+        "name": "small",
+        "train": {"steps": 8, "evaluate_every": 2},
+        "search": {"freeze.threshold": {"type": "float", "low": -1.0, "high": 0.0}},
+        "budget": {"trials": 3},
+        **sections,
+    }
+    return StudySpec.model_validate(data)
+
+
+def write_run(
+    job: RunJob,
+    status: Status | None = Status.COMPLETED,
+    *,
+    final: Mapping[str, float] | None = None,
+    mean_active: float = 50.0,
+    schedule: Sequence[tuple[int, int]] = (),
+    reason: str = "",
+    steps: int = 8,
+) -> None:
+    """Writes the records that a run would have left; with status None it was killed before it could write its end."""
+    sink = ParquetSink(job.directory, job.run)
+    sink.emit(_start(job))
+    active = ELEMENTS
+    for step in range(steps):
+        sink.emit(Step(step=step, loss=0.5, lr=0.1, grad_norm=1.0, active_elements=active, samples=8, flops=10.0, step_s=0.25))
+    for event, (step, remaining) in enumerate(schedule):
+        sink.emit(_freeze(step, event, active - remaining, remaining))
+        active = remaining
+    metrics = {"f1": 0.5, "loss": 1.0} if final is None else dict(final)
+    sink.emit(Eval(step=steps, split="val", metrics=metrics, eval_s=0.1))
+    if status is not None:
+        sink.emit(_end(status, reason, {f"val/{name}": value for name, value in metrics.items()}, mean_active, steps))
+    sink.close()
+
+
+def _start(job: RunJob) -> RunStart:
+    return RunStart(
+        run=job.run,
+        study=job.study,
+        trial=job.trial,
+        seed=job.seed,
+        role=job.role,
+        label=job.label,
+        params=job.params,
+        spec=job.spec.model_dump(mode="json"),
+        environment={},
+        groups=[GroupInfo("all", "layer", "Linear", ELEMENTS)],
+        started_at=datetime.now(UTC),
+    )
+
+
+def _freeze(step: int, event: int, frozen: int, remaining: int) -> Freeze:
+    return Freeze(
+        step=step,
+        event=event,
+        frozen=[0] if frozen else [],
+        frozen_elements=frozen,
+        active_elements=remaining,
+        active_groups=1,
+        threshold=-0.5,
+        limited_by="",
+        decide_s=0.01,
+    )
+
+
+def _end(status: Status, reason: str, final: Mapping[str, float], mean_active: float, steps: int) -> RunEnd:
+    return RunEnd(
+        status=status,
+        reason=reason,
+        steps=steps,
+        wall_s=3.0,
+        train_s=2.0,
+        worker_s=6.0,
+        updates=int(mean_active * steps),
+        flops=10.0 * steps,
+        mean_active=mean_active,
+        mean_active_fraction=mean_active / ELEMENTS,
+        final=final,
+        best=final,
+    )

@@ -1,0 +1,173 @@
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from fat_ray.analysis.compare import RUN_COLUMNS, Comparison, compare
+from fat_ray.errors import RecordError
+from fat_ray.events import Eval, Status
+from tests.support.studies import FakeRun, small_groups, start_of, study_spec, write_events, write_study
+from tests.unit.analysis.conftest import CHEAP, FULL, GOOD, MATCHED, PRUNED
+
+pytestmark = pytest.mark.timeout(10)  # writes and reads real records: a fifth of a second, more where many processes share the disk
+
+
+def _row(comparison: Comparison, run: str) -> dict[str, object]:
+    return comparison.runs.row(by_predicate=pl.col("run") == run, named=True)
+
+
+def test_every_run_is_one_row_with_all_columns_ranked_ones_first(study: Path) -> None:
+    runs = compare([study]).runs
+    assert dict(runs.schema) == RUN_COLUMNS
+    assert runs["run"].to_list()[:4] == ["none-s0", "t0000-s0", "t0001-s0", "random_matched-s0"]
+    assert runs["pareto_rank"].to_list() == [1, 1, 1, 2, None, None, None]
+
+
+def test_runs_that_did_not_complete_are_listed_and_never_on_the_front(study: Path) -> None:
+    comparison = compare([study])
+    for run, status, steps in (("t0002-s0", "pruned", 12), ("t0003-s0", "failed", 5), ("t0004-s0", "running", 11)):
+        row = _row(comparison, run)
+        assert (row["status"], row["steps"], row["partial"]) == (status, steps, True)
+        assert (row["on_front"], row["pareto_rank"]) == (False, None)
+        assert (row["delta_val"], row["flops_ratio"], row["train_s_ratio"]) == (None, None, None)
+    pruned = _row(comparison, "t0002-s0")
+    assert isinstance(pruned["val_last"], float)
+    assert pruned["val_last"] > 0.7  # better than all others, and still not ranked
+    assert comparison.best is not None
+    assert comparison.best["setting"] == "trial 0"
+
+
+def test_a_running_run_shows_its_progress_so_far(study: Path) -> None:
+    row = _row(compare([study]), "t0004-s0")
+    assert row["train_s"] is not None
+    assert row["flops"] is not None
+    assert row["val_last_step"] == 10
+    assert isinstance(row["mean_active_fraction"], float)
+    assert 0 < row["mean_active_fraction"] <= 1
+    assert row["wall_s"] is None
+
+
+def test_last_is_the_latest_and_best_the_most_favourable_evaluation(tmp_path: Path) -> None:
+    run, spec = FakeRun("t0000-s0", trial=0, f1=0.5, frozen=0), study_spec(steps=20)
+    study = write_study(tmp_path / "a", [run], spec=spec)
+    write_events(study, start_of(run, spec, small_groups()), [Eval(12, "val", {"f1": 0.9}, 0.1), Eval(14, "val", {"f1": 0.9}, 0.1)])
+    row = _row(compare([study]), "t0000-s0")
+    assert (row["val_last"], row["val_last_step"]) == (pytest.approx(0.5), 20)
+    assert (row["val_best"], row["val_best_step"]) == (0.9, 12)  # the earliest of equals
+
+
+def test_the_best_of_a_metric_that_falls_is_its_minimum(tmp_path: Path) -> None:
+    objectives = [{"metric": "val/loss", "direction": "minimize"}]
+    runs = [FakeRun("t0000-s0", trial=0, f1=0.5), FakeRun("t0001-s0", trial=1, f1=0.7)]
+    comparison = compare([write_study(tmp_path / "a", runs, spec=study_spec(steps=8, objectives=objectives))])
+    assert comparison.metric == "loss"
+    assert _row(comparison, "t0000-s0")["val_best"] == pytest.approx(0.5)
+    assert comparison.best is not None
+    assert comparison.best["setting"] == "trial 1"
+    assert comparison.runs["pareto_rank"].to_list() == [1, 2]
+
+
+def test_differences_and_ratios_are_against_full_fine_tuning_of_the_same_seed(tmp_path: Path) -> None:
+    runs = [
+        replace(FULL, f1=0.60, step_s=1.0),
+        replace(FULL, run="none-s1", seed=1, f1=0.70, step_s=2.0),
+        FakeRun("t0000-s0", trial=0, f1=0.61, frozen=0, step_s=0.5),
+        FakeRun("t0000-s1", trial=0, seed=1, f1=0.68, frozen=0, step_s=0.5),
+    ]
+    comparison = compare([write_study(tmp_path / "a", runs, spec=study_spec(steps=8, seeds=[0, 1]))])
+    first, second = _row(comparison, "t0000-s0"), _row(comparison, "t0000-s1")
+    assert (first["delta_val"], second["delta_val"]) == (pytest.approx(0.01), pytest.approx(-0.02))
+    assert (first["train_s_ratio"], second["train_s_ratio"]) == (pytest.approx(0.5), pytest.approx(0.25))
+    assert first["flops_ratio"] == pytest.approx(1.0)
+    trial = comparison.settings.row(by_predicate=pl.col("setting") == "trial 0", named=True)
+    assert trial["delta_val_mean"] == pytest.approx(-0.005)
+    assert trial["delta_val_sd"] == pytest.approx(statistics.stdev([0.01, -0.02]))
+    assert trial["val_last_mean"] == pytest.approx(0.645)
+    assert trial["val_last_sd"] == pytest.approx(statistics.stdev([0.61, 0.68]))
+    assert comparison.several_seeds
+
+
+def test_one_seed_has_no_deviation(study: Path) -> None:
+    settings = compare([study]).settings
+    assert settings["val_last_sd"].null_count() == settings.height
+
+
+def test_without_a_completed_full_run_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
+    failed = replace(FULL, status=Status.FAILED, steps=3, reason="killed")
+    comparison = compare([write_study(tmp_path / "a", [failed, GOOD], spec=study_spec(steps=20))])
+    assert _row(comparison, "t0000-s0")["delta_val"] is None
+    assert _row(comparison, "t0000-s0")["flops_ratio"] is None
+
+
+def test_a_setting_counts_only_when_all_its_planned_seeds_completed(tmp_path: Path) -> None:
+    runs = [
+        GOOD,
+        replace(GOOD, run="t0000-s1", seed=1, status=Status.PRUNED, steps=10),
+        CHEAP,
+        replace(CHEAP, run="t0001-s1", seed=1),
+        FakeRun("t0005-s0", trial=5, f1=0.9),  # its second seed has not started
+    ]
+    settings = compare([write_study(tmp_path / "a", runs, spec=study_spec(steps=20, seeds=[0, 1]))]).settings
+    ranked = dict(settings.select("setting", "pareto_rank").iter_rows())
+    assert ranked == {"trial 1": 1, "trial 0": None, "trial 5": None}
+    assert dict(settings.select("setting", "completed").iter_rows())["trial 0"] == 1
+
+
+def test_a_nan_objective_is_unknown_and_not_ranked(tmp_path: Path) -> None:
+    runs = [FakeRun("t0000-s0", trial=0, f1=float("nan")), CHEAP]
+    comparison = compare([write_study(tmp_path / "a", runs, spec=study_spec(steps=8))])
+    row = _row(comparison, "t0000-s0")
+    assert (row["val_last"], row["val_best"], row["pareto_rank"]) == (None, None, None)
+    assert _row(comparison, "t0001-s0")["on_front"] is True
+
+
+def test_the_constant_prediction_is_a_reference(study: Path, tmp_path: Path) -> None:
+    assert compare([study]).references.rows() == [("crack-quick", pytest.approx(0.03), pytest.approx(0.03), pytest.approx(0.03))]
+    silent = write_study(tmp_path / "b", [GOOD], spec=study_spec(steps=20), constant_f1=None)
+    assert compare([silent]).references.is_empty()
+
+
+def test_a_study_that_has_written_nothing_yet(tmp_path: Path) -> None:
+    comparison = compare([write_study(tmp_path / "a", [])])
+    assert comparison.runs.is_empty()
+    assert dict(comparison.runs.schema) == RUN_COLUMNS
+    assert comparison.best is None
+    assert not comparison.several_seeds
+
+
+def test_a_run_that_has_only_started(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "a", [GOOD], spec=study_spec(steps=20))
+    for table in ("steps", "evals", "drift", "events", "freezes", "ends"):
+        (study / "records" / table / "t0000-s0" / "part-00000.parquet").unlink()
+    row = _row(compare([study]), "t0000-s0")
+    assert (row["status"], row["steps"], row["val_last"], row["mean_active"]) == ("running", None, None, None)
+
+
+def test_several_studies_are_ranked_together_and_their_differences_are_said(tmp_path: Path) -> None:
+    first = write_study(tmp_path / "a", [FULL, GOOD], spec=study_spec("first", steps=20))
+    objectives = [{"metric": "val/f1", "direction": "maximize"}]
+    second = write_study(tmp_path / "b", [FULL, CHEAP, PRUNED], spec=study_spec("second", steps=40, objectives=objectives))
+    comparison = compare([first, second])
+    assert comparison.runs.height == 5
+    assert len(comparison.objectives) == 2
+    assert comparison.notes == [
+        "second has other objectives than first; all runs are ranked by those of first.",
+        "second and first differ in train: their values are not directly comparable.",
+    ]
+    deltas = comparison.runs.filter(run="t0001-s0")["delta_val"].to_list()
+    assert deltas == [pytest.approx(CHEAP.f1 - FULL.f1)]  # against the full run of its own study
+
+
+def test_baselines_take_part_in_the_ranking(tmp_path: Path) -> None:
+    better = replace(MATCHED, f1=0.9, frozen=1.0)
+    comparison = compare([write_study(tmp_path / "a", [better, GOOD], spec=study_spec(steps=20, freeze={"warmup_steps": 4}))])
+    assert _row(comparison, "random_matched-s0")["pareto_rank"] == 1
+    assert comparison.best is not None
+    assert comparison.best["setting"] == "trial 0"  # the best trial is a trial, also behind a baseline
+
+
+def test_no_study_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="holds no study"):
+        compare([tmp_path / "nowhere"])

@@ -1,0 +1,231 @@
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fat_ray.analysis import theme
+from fat_ray.analysis.compare import compare
+from fat_ray.analysis.report import render_report
+from fat_ray.errors import InputError, RecordError
+from fat_ray.events import GroupInfo, Status
+from tests.support.studies import FakeRun, study_spec, write_study
+from tests.unit.analysis.conftest import CHEAP, FULL, GOOD, MATCHED
+
+pytestmark = pytest.mark.timeout(20)  # altair validates every chart against its schema
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{7*191}}"
+CHARTS = {"tradeoff", "validation", "active", "cost-time", "cost-flops", "schedule", "drift"}
+
+
+class _Page(HTMLParser):
+    """Collects elements with their attributes, and the text of scripts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.elements and self.elements[-1][0] == "script":
+            self.scripts[-1] += data
+        else:
+            self.text.append(data)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return json.loads(self.scripts[0])
+
+
+def _report(*directories: Path, run: str | None = None) -> str:
+    return render_report(compare(list(directories)), run=run, library="")
+
+
+def _hostile_study(directory: Path) -> Path:
+    run = HOSTILE.replace("/", "_")  # a run's id is a folder's name
+    groups = [GroupInfo(f"{HOSTILE}{i}", HOSTILE, HOSTILE, 100) for i in range(4)]
+    runs = [
+        FULL,
+        replace(GOOD, run=run, params={"freeze.threshold": HOSTILE, "fisher.every": 2}),
+        replace(CHEAP, status=Status.FAILED, steps=4, reason=HOSTILE),
+    ]
+    study = write_study(directory, runs, spec=study_spec(steps=20), groups=groups, text=f"name: x # {HOSTILE}\n")
+    manifest = json.loads((study / "study.json").read_text())
+    (study / "study.json").write_text(json.dumps({**manifest, "git_commit": HOSTILE}))
+    return study
+
+
+def test_names_reasons_and_settings_of_a_study_cannot_become_markup(tmp_path: Path) -> None:
+    html = _report(_hostile_study(tmp_path / "a"))
+    page = _Page(html)
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("script") == 3
+    assert "img" not in tags
+    assert not [attributes for _, attributes in page.elements if any(name.startswith("on") for name in attributes)]
+    assert "alert(1)</script>" not in html
+    shown = "".join(page.text)
+    assert shown.count(HOSTILE) >= 4  # reason, setting, file, commit: said, not lost
+    assert "1337" not in shown  # the template language is not applied to values
+    assert "<" not in page.scripts[0]
+    assert any(bar["group"] == f"{HOSTILE}0" for bar in _values(page.data["charts"]["schedule"]))
+
+
+def _values(node: Any) -> Iterator[dict[str, Any]]:
+    """All inline data rows of a chart."""
+    if isinstance(node, dict):
+        if isinstance(node.get("values"), list) and node["values"] and isinstance(node["values"][0], dict):
+            yield from node["values"]
+        for inner in node.values():
+            yield from _values(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from _values(inner)
+
+
+def test_the_page_refers_to_nothing_outside(study: Path) -> None:
+    page = _Page(_report(study))
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "srcset", "action", "poster"):
+            value = attributes.get(name)
+            assert value is None or value == "data:,", (tag, name, value)
+    policy = [attributes["content"] for tag, attributes in page.elements if attributes.get("http-equiv") == "Content-Security-Policy"]
+    assert policy
+    assert str(policy[0]).startswith("default-src 'none';")
+    assert not re.search(r"https?:", policy[0] or "")
+
+
+def test_a_whole_study_fills_every_chart_and_place(study: Path) -> None:
+    page = _Page(_report(study))
+    places = {attributes["data-chart"] for _, attributes in page.elements if "data-chart" in attributes}
+    assert places == CHARTS == set(page.data["charts"])
+    assert all("config" not in chart for chart in page.data["charts"].values())
+
+
+def test_the_words_state_the_result_and_its_limits(study: Path) -> None:
+    shown = " ".join(" ".join(_Page(_report(study)).text).split())
+    assert "the best completed setting is trial 0: validation F1 0.580, where full fine-tuning reached 0.600." in shown
+    assert "A constant prediction scores 0.030." in shown
+    assert "at random reached 0.500" in shown
+    assert "One seed per setting" in shown
+    assert "No claim about significance" in shown
+    assert "1 run without an end yet" in shown
+    assert "2 runs ended early" in shown
+    assert "behind the others at step 12" in shown
+    assert "worker 1 was killed" in shown
+    assert "--set freeze.threshold=-0.5" in shown
+    assert "7 runs: 4 completed" in shown
+
+
+def test_several_seeds_are_summarised_with_their_deviation(tmp_path: Path) -> None:
+    runs = [replace(run, run=f"{run.run[:-1]}{seed}", seed=seed, f1=run.f1 + 0.02 * seed) for run in (FULL, GOOD) for seed in (0, 1)]
+    study = write_study(tmp_path / "a", runs, spec=study_spec(steps=20, seeds=[0, 1]))
+    shown = " ".join(" ".join(_Page(_report(study)).text).split())
+    assert "0.590 ± 0.014 (n = 2)" in shown
+    assert "2 seeds per setting: means ± sample standard deviations. No test of significance was made." in shown
+    assert "One seed" not in shown
+
+
+def test_a_study_that_has_only_begun_is_reported(tmp_path: Path) -> None:
+    begun = write_study(tmp_path / "a", [replace(GOOD, status=None, steps=3)], spec=study_spec(steps=20))
+    page = _Page(_report(begun))
+    assert "No trial has completed" in " ".join(page.text)
+    assert set(page.data["charts"]) == {"validation", "active", "cost-time", "cost-flops"}
+
+
+def test_a_study_without_any_record_is_reported(tmp_path: Path) -> None:
+    page = _Page(_report(write_study(tmp_path / "a", [])))
+    assert page.data["charts"] == {}
+    assert "0 runs" in " ".join(page.text)
+
+
+def test_a_run_of_ones_choice_is_drawn_and_an_unknown_one_refused(study: Path) -> None:
+    assert "Freeze schedule of t0001-s0" in _report(study, run="t0001-s0")
+    with pytest.raises(InputError, match=r"run = 't9-s0': the study has no such run; it has .*t0001-s0"):
+        _report(study, run="t9-s0")
+
+
+def test_the_full_run_has_a_schedule_without_freezing_and_no_drift(study: Path) -> None:
+    charts = _Page(_report(study, run="none-s0")).data["charts"]
+    assert "drift" not in charts
+    assert {row["state"] for row in _values(charts["schedule"]) if "state" in row} == {"active"}
+
+
+def test_no_study_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="holds no study"):
+        _report(tmp_path)
+
+
+def test_colours_are_named_by_roles_that_both_themes_have(study: Path) -> None:
+    data = _Page(_report(study)).data
+    roles: list[str] = []
+
+    def collect(node: Any) -> None:
+        if isinstance(node, dict):
+            roles.extend(node.get("range", []) if "domain" in node and isinstance(node.get("range"), list) else [])
+            for inner in node.values():
+                collect(inner)
+        elif isinstance(node, list):
+            for inner in node:
+                collect(inner)
+
+    collect(data["charts"])
+    shapes = {"circle", "diamond", "triangle-up"}
+    for name in ("light", "dark"):
+        assert set(roles) - shapes <= set(data["themes"][name]["colors"])
+    assert {"best", "full", "active", "layer1"} <= set(roles)
+
+
+def test_a_constant_prediction_far_below_does_not_flatten_the_points(tmp_path: Path) -> None:
+    spec = study_spec(steps=20, freeze={"warmup_steps": 4})
+    for constant, far in ((0.03, True), (0.38, False)):
+        study = write_study(tmp_path / str(constant), [FULL, MATCHED, replace(GOOD, f1=0.55)], spec=spec, constant_f1=constant)
+        notes = [row for row in _values(_Page(_report(study)).data["charts"]["tradeoff"]) if "note" in row]
+        assert notes
+        assert ("far below this axis" in notes[0]["note"]) == far
+        assert (notes[0]["value"] == pytest.approx(constant)) == (not far)
+
+
+@pytest.mark.parametrize(
+    ("palette", "pages"), [(theme.LIGHT, ("#fbfaf8", "#ffffff")), (theme.DARK, ("#14171c", "#1a1e25"))], ids=["light", "dark"]
+)
+def test_contrast_is_accessible(palette: theme.Palette, pages: tuple[str, ...]) -> None:
+    css = (Path(theme.__file__).parent / "templates" / "report.css").read_text()
+    colours = asdict(palette)
+    for page in pages:
+        assert page in css
+        for role in ("ink", "soft"):
+            assert _contrast(colours[role], page) >= 4.5, role
+        for role in set(colours) - {"ink", "soft", "rule", "frozen"}:
+            assert _contrast(colours[role], page) >= 3.0, role
+    assert _contrast(palette.active, palette.frozen) >= 3.0
+
+
+def _contrast(one: str, other: str) -> float:
+    """WCAG 2 contrast ratio."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    bright, dim = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dim + 0.05)
+
+
+def test_a_single_run_without_search_is_reported(tmp_path: Path) -> None:
+    single = FakeRun("run-s0", role="single", f1=0.6)
+    study = write_study(tmp_path / "a", [single], spec=study_spec(steps=20, search={}))
+    shown = " ".join(" ".join(_Page(_report(study)).text).split())
+    assert "the best completed setting is the single run" in shown
+    assert "searched nothing" in shown

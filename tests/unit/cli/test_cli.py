@@ -1,0 +1,185 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fat_ray import cli
+from fat_ray.cli import app
+from fat_ray.errors import DivergedError, InputError
+from fat_ray.records.manifest import create_study
+from fat_ray.spec.study import StudySpec
+from fat_ray.study.doctor import Check
+
+COMMANDS = ["launch", "run", "compare", "report", "status", "doctor", "schema"]
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text("name: small\n")
+    return path
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    create_study(tmp_path / "small", StudySpec(name="small"), "name: small\n")
+    return tmp_path / "small"
+
+
+def test_help_lists_every_command() -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.split("Commands:\n")[1].splitlines()] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_ends_with_an_example(command: str) -> None:
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    example = result.stdout.rstrip().rpartition("Example:\n")[2]
+    assert example.startswith(f"    fat-ray {command}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["launch"],
+        ["launch", "x.yaml", "--trials", "0"],
+        ["launch", "x.yaml", "--trials", "many"],
+        ["launch", "x.yaml", "--wandb", "maybe"],
+        ["run", "x.yaml", "--workers", "0"],
+        ["run", "x.yaml", "--seed", "-1"],
+        ["compare"],
+        ["compare", "x", "--format", "xml"],
+        ["no-such-command"],
+        ["doctor", "--no-such-option"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Error" in result.stderr
+
+
+def shows_one_message(result: Result) -> bool:
+    return result.stdout == "" and result.stderr.startswith("fat-ray: ") and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["launch", "run"])
+@pytest.mark.parametrize(
+    ("text", "settings", "said"),
+    [
+        ("name: small\nfreez: {}\n", [], "freeze"),
+        ("name: Small\n", [], "name"),
+        ("name: small\n", ["train.steps=many"], "train.steps"),
+        ("name: small\n", ["trian.steps=4"], "did you mean train"),
+        ("name: small\n", ["train.steps"], "key=value"),
+        ("", [], "is empty"),
+    ],
+)
+def test_bad_study_ends_with_2_and_one_message(command: str, text: str, settings: list[str], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    result = invoke(command, path, "--out", tmp_path / "out", *(f"--set={setting}" for setting in settings))
+    assert result.exit_code == 2
+    assert shows_one_message(result)
+    assert said in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["launch", "run"])
+def test_missing_study_file_ends_with_2(command: str, tmp_path: Path) -> None:
+    result = invoke(command, tmp_path / "none.yaml")
+    assert result.exit_code == 2
+    assert shows_one_message(result)
+    assert "none.yaml" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["compare", "report", "status"])
+def test_directory_without_study_ends_with_2(command: str, tmp_path: Path) -> None:
+    result = invoke(command, tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "out holds no study" in result.stderr
+
+
+@pytest.mark.parametrize(("error", "exit_code"), [(InputError("give more"), 2), (DivergedError("loss is nan"), 1)])
+def test_own_errors_become_their_message(error: Exception, exit_code: int, study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = raising(error, study_file, monkeypatch)
+    assert (result.exit_code, result.stderr) == (exit_code, f"fat-ray: {error}\n")
+
+
+def raising(error: BaseException, study_file: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Result:
+    """Runs a command whose first step raises."""
+
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_load", load)
+    return invoke(*options, "run", study_file)
+
+
+def test_interrupt_ends_with_130(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = raising(KeyboardInterrupt(), study_file, monkeypatch)
+    assert result.exit_code == 130
+    assert shows_one_message(result)
+
+
+def test_unexpected_error_becomes_one_line_and_a_log(study_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    result = raising(ZeroDivisionError("no\nway"), study_file, monkeypatch)
+    assert result.exit_code == 1
+    (log,) = tmp_path.glob("fat-ray-*.log")
+    assert result.stderr == f"fat-ray: unexpected ZeroDivisionError: no way; the traceback lies in {log}\n"
+    assert "Traceback" in log.read_text()
+    assert "in load" in log.read_text()
+
+
+def test_debug_shows_the_traceback(study_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    result = raising(ZeroDivisionError("no way"), study_file, monkeypatch, "--debug")
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert list(tmp_path.glob("*.log")) == []
+
+
+def test_log_of_a_study_lies_in_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "logs").mkdir()
+    monkeypatch.setattr(cli, "_SESSION", cli._Session(directory=tmp_path))
+    log = cli._write_log()
+    assert log is not None
+    assert log.parent == tmp_path / "logs"
+
+
+def test_options_are_short_for_settings(study_file: Path) -> None:
+    loaded = cli._load(study_file, ["budget.trials=3", "train.steps=7"], **{"budget.trials": 5, "wandb.mode": cli.WandbMode.DISABLED})
+    assert (loaded.spec.budget.trials, loaded.spec.train.steps, loaded.spec.wandb.mode) == (5, 7, "disabled")
+
+
+def test_status_as_json(study: Path) -> None:
+    result = invoke("status", study, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["study"] == "small"
+
+
+@pytest.mark.parametrize(("verdict", "exit_code"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_doctor_fails_only_on_what_is_required(verdict: str, exit_code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fat_ray.study.doctor.examine", lambda _: [Check("a", "ok", "fine"), Check("b", verdict, "so", "mend")])
+    result = invoke("doctor", "--json")
+    assert result.exit_code == exit_code
+    assert [check["verdict"] for check in json.loads(result.stdout)] == ["ok", verdict]
+
+
+def test_schema_is_that_of_a_study() -> None:
+    schema = json.loads(invoke("schema").stdout)
+    assert {"name", "search", "freeze", "budget"} <= set(schema["properties"])
+
+
+def test_version() -> None:
+    assert invoke("--version").stdout.strip().count(".") == 2

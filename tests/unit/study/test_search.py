@@ -1,0 +1,230 @@
+"""The search without Ray: trials are asked for and concluded by hand, from records written here."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
+
+from fat_ray.events import Status
+from fat_ray.records.reader import run_end, run_start
+from fat_ray.spec.job import RunJob
+from fat_ray.spec.study import StudySpec
+from fat_ray.study.ledger import Close, Ledger, Trial
+from fat_ray.study.plan import num_trials
+from fat_ray.study.search import JOURNAL, StudySearch
+from tests.support.small_studies import small_study, write_run
+
+pytestmark = pytest.mark.timeout(10)  # records are synced to disk, which a busy machine does slowly
+
+SINGLE = [{"metric": "val/f1", "direction": "maximize"}]
+
+
+class Driver:
+    """Plays Ray Tune."""
+
+    def __init__(self, spec: StudySpec, directory: Path, concurrency: int = 1) -> None:
+        self.spec, self.directory = spec, directory
+        self.ledger = Ledger(num_trials(spec))
+        directory.mkdir(parents=True, exist_ok=True)
+        self.search = StudySearch(spec, directory, self.ledger, concurrency=concurrency, executor="stock")
+        self._count = 0
+
+    def suggest(self) -> tuple[str, Any]:
+        self._count += 1
+        trial_id = f"id{self._count}"
+        return trial_id, self.search.suggest(trial_id)
+
+    def start(self) -> Trial:
+        self.id, config = self.suggest()
+        assert isinstance(config, dict), config
+        trial = self.ledger.of(self.id)
+        assert [RunJob.model_validate_json(text) for text in config["jobs"]] == trial.jobs
+        return trial
+
+    def finish(self, trial: Trial, status: Status = Status.COMPLETED, **record: Any) -> None:
+        for job in trial.jobs:
+            write_run(job, status, **record)
+        self.search.on_trial_complete(self.id, {})
+
+    def run_all(self, f1: Any = lambda trial: 0.5) -> list[Trial]:
+        trials = []
+        while isinstance((suggested := self.suggest())[1], dict):
+            self.id = suggested[0]
+            trials.append(trial := self.ledger.of(self.id))
+            self.finish(trial, final={"f1": f1(trial)}, schedule=[(4, 80), (6, 60)], steps=1)
+        assert suggested[1] == Searcher.FINISHED
+        return trials
+
+    def journal(self) -> list[FrozenTrial]:
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(self.directory / JOURNAL)))
+        return optuna.load_study(study_name=self.spec.name, storage=storage).trials
+
+
+def test_baselines_frame_the_search(tmp_path: Path) -> None:
+    driver = Driver(small_study(seeds=[0, 7]), tmp_path)
+    trials = driver.run_all()
+    assert [trial.name for trial in trials] == ["none", "t0000", "t0001", "t0002", "random_matched"]
+    assert [job.run for job in trials[1].jobs] == ["t0000-s0", "t0000-s7"]
+    assert (trials[0].jobs[0].role, trials[0].jobs[0].label, trials[0].jobs[0].spec.freeze.policy) == ("baseline", "none", "none")
+    assert (trials[1].jobs[0].role, trials[1].jobs[0].trial, trials[1].jobs[0].label) == ("search", 0, "")
+    assert trials[1].jobs[0].spec.freeze.threshold == trials[1].params["freeze.threshold"]
+    assert all(trial.status is Status.COMPLETED for trial in trials)
+
+
+def test_the_matched_baseline_follows_the_best_fisher_drift_trial_seed_by_seed(tmp_path: Path) -> None:
+    driver = Driver(small_study(seeds=[0, 7]), tmp_path)
+    trials = driver.run_all(f1=lambda trial: {"none": 0.99, "t0000": 0.3, "t0001": 0.8, "t0002": 0.5}.get(trial.name, 0.4))
+    leader, matched = trials[2], trials[-1]
+    assert matched.name == "random_matched"
+    assert matched.params == leader.params
+    for job, followed in zip(matched.jobs, leader.jobs, strict=True):
+        assert job.follow == [(4, 80), (6, 60)]
+        assert job.spec.freeze.policy == "random_matched"
+        assert job.spec.freeze.threshold == followed.spec.freeze.threshold
+        assert job.seed == followed.seed
+
+
+def test_the_matched_baseline_waits_for_the_whole_search(tmp_path: Path) -> None:
+    driver = Driver(small_study(budget={"trials": 1}), tmp_path, concurrency=4)
+    none, first = driver.start(), driver.start()
+    assert driver.suggest()[1] is None
+    driver.finish(first)
+    assert driver.start().name == "random_matched"
+    assert none.status is None
+
+
+def test_without_a_finished_leader_the_matched_baseline_is_skipped_with_a_note(tmp_path: Path) -> None:
+    driver = Driver(small_study(budget={"trials": 1}, baselines=["random_matched"]), tmp_path)
+    driver.finish(driver.start(), Status.DIVERGED, reason="loss became NaN")
+    assert driver.suggest()[1] == Searcher.FINISHED
+    assert "random_matched was skipped" in driver.ledger.notes[0]
+
+
+def test_no_more_trials_run_than_planned(tmp_path: Path) -> None:
+    driver = Driver(small_study(), tmp_path, concurrency=2)
+    driver.start()
+    second = driver.start()
+    assert driver.suggest()[1] is None
+    driver.finish(second)
+    assert driver.start().name == "t0001"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "nsga2"])
+def test_the_same_study_suggests_the_same_trials(tmp_path: Path, sampler: str) -> None:
+    def settings(directory: Path, seed: int) -> list[Any]:
+        search = {
+            "freeze.threshold": {"type": "float", "low": -1.0, "high": 0.0},
+            "freeze.every": {"type": "int", "low": 2, "high": 8},
+            "train.optimizer.name": {"type": "categorical", "choices": ["adamw", "sgd"]},
+        }
+        spec = small_study(search=search, budget={"trials": 5}, sampler={"name": sampler, "seed": seed, "startup_trials": 2}, baselines=[])
+        return [trial.params for trial in Driver(spec, directory).run_all(f1=lambda trial: -trial.params["freeze.threshold"])]
+
+    first = settings(tmp_path / "a", 1)
+    assert first == settings(tmp_path / "b", 1)
+    assert first != settings(tmp_path / "c", 2)
+
+
+def test_objectives_are_means_over_seeds(tmp_path: Path) -> None:
+    driver = Driver(small_study(seeds=[0, 1], baselines=[], budget={"trials": 1}), tmp_path)
+    trial = driver.start()
+    write_run(trial.jobs[0], final={"f1": 0.4}, mean_active=20.0)
+    write_run(trial.jobs[1], final={"f1": 0.8}, mean_active=40.0)
+    driver.search.on_trial_complete(driver.id, {})
+    [told] = driver.journal()
+    assert told.state is TrialState.COMPLETE
+    assert told.values == pytest.approx([0.6, 30.0])
+    assert told.user_attrs["runs"] == ["t0000-s0", "t0000-s1"]
+
+
+def test_a_pruned_trial_never_enters_the_front(tmp_path: Path) -> None:
+    driver = Driver(small_study(baselines=[], budget={"trials": 2}), tmp_path)
+    driver.finish(driver.start(), final={"f1": 0.5}, mean_active=50.0)
+    driver.finish(driver.start(), Status.PRUNED, final={"f1": 0.9}, mean_active=1.0)
+    assert [trial.state for trial in driver.journal()] == [TrialState.COMPLETE, TrialState.PRUNED]
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / JOURNAL)))
+    assert [trial.number for trial in optuna.load_study(study_name="small", storage=storage).best_trials] == [0]
+
+
+def test_with_one_objective_the_search_learns_from_pruned_trials(tmp_path: Path) -> None:
+    driver = Driver(small_study(objectives=SINGLE, baselines=[], budget={"trials": 1}), tmp_path)
+    trial = driver.start()
+    driver.search.on_trial_result(driver.id, {"step": 2, "val/f1": 0.3})
+    driver.search.on_trial_result(driver.id, {"step": 4, "val/f1": math.nan})
+    driver.finish(trial, Status.PRUNED)
+    [told] = driver.journal()
+    assert (told.state, told.intermediate_values) == (TrialState.PRUNED, {2: 0.3})
+
+
+@pytest.mark.parametrize(
+    ("status", "final", "state", "reason"),
+    [
+        (Status.DIVERGED, {"f1": 0.5}, Status.DIVERGED, "diverged: loss became NaN at step 3"),
+        (Status.FAILED, {"f1": 0.5}, Status.FAILED, "failed: loss became NaN at step 3"),
+        (Status.STOPPED, {"f1": 0.5}, Status.STOPPED, "stopped: loss became NaN at step 3"),
+        (Status.COMPLETED, {"f1": math.nan}, Status.FAILED, "objective val/f1 is nan"),
+        (Status.COMPLETED, {"f1": math.inf}, Status.FAILED, "objective val/f1 is inf"),
+        (Status.COMPLETED, {"iou": 0.5}, Status.FAILED, "objective val/f1 was not reported; the task reports val/iou"),
+    ],
+)
+def test_what_did_not_complete_fails_in_optuna_with_its_reason(
+    tmp_path: Path, status: Status, final: dict[str, float], state: Status, reason: str
+) -> None:
+    driver = Driver(small_study(baselines=[]), tmp_path)
+    trial = driver.start()
+    driver.finish(trial, status, final=final, reason="" if status is Status.COMPLETED else "loss became NaN at step 3")
+    [told] = driver.journal()
+    assert (told.state, told.values, trial.status) == (TrialState.FAIL, None, state)
+    assert told.user_attrs["reason"] == reason
+    assert driver.start().name == "t0001"
+
+
+def test_a_trial_whose_process_told_a_failure_has_it_as_reason(tmp_path: Path) -> None:
+    driver = Driver(small_study(baselines=[]), tmp_path)
+    trial = driver.start()
+    driver.search.on_trial_complete(driver.id, {"failure": "worker 1: KeyError: 'x'"})
+    assert (trial.status, trial.reason) == (Status.FAILED, "worker 1: KeyError: 'x'")
+    assert driver.journal()[0].user_attrs["reason"] == "failed: worker 1: KeyError: 'x'"
+
+
+def test_a_trial_that_died_without_a_word_fails_and_its_record_gets_an_end(tmp_path: Path) -> None:
+    driver = Driver(small_study(baselines=[]), tmp_path)
+    trial = driver.start()
+    write_run(trial.jobs[0], None, steps=5)
+    driver.search.on_trial_complete(driver.id, error=True)
+    end = run_end(tmp_path, "t0000-s0")
+    assert end is not None
+    assert (end.status, end.steps, end.updates, end.flops, end.train_s) == (Status.FAILED, 5, 500, 50.0, 1.25)
+    assert (end.mean_active, end.mean_active_fraction) == (100.0, 1.0)
+    assert trial.reason == end.reason == "its trial process died"
+    assert run_start(tmp_path, "t0000-s0").total_elements == 100
+
+
+def test_later_seeds_of_a_trial_that_ended_early_are_not_looked_for(tmp_path: Path) -> None:
+    driver = Driver(small_study(baselines=[], seeds=[0, 1]), tmp_path)
+    trial = driver.start()
+    write_run(trial.jobs[0], Status.PRUNED)
+    driver.search.on_trial_complete(driver.id, {})
+    assert (trial.status, trial.ends) == (Status.PRUNED, {"t0000-s0": Status.PRUNED})
+
+
+def test_a_closed_study_starts_nothing_and_leaves_no_trial_running(tmp_path: Path) -> None:
+    driver = Driver(small_study(baselines=[]), tmp_path)
+    trial = driver.start()
+    driver.ledger.close = Close.INTERRUPTED
+    trial.asked_to_stop = Status.STOPPED
+    assert driver.suggest()[1] == Searcher.FINISHED
+    driver.search.close()
+    assert (trial.status, trial.reason) == (Status.STOPPED, "stopped before it began")
+    assert [told.state for told in driver.journal()] == [TrialState.FAIL]
+    driver.search.on_trial_complete(driver.id, {})
+    assert trial.status is Status.STOPPED
+
+
+def test_with_nothing_to_search_the_base_setting_is_run_once(tmp_path: Path) -> None:
+    trials = Driver(small_study(search={}, baselines=["none"]), tmp_path).run_all()
+    assert [(trial.name, trial.params) for trial in trials] == [("none", {}), ("t0000", {})]

@@ -1,0 +1,120 @@
+"""What happens around a single run; that it trains is shown in tests/conformance/test_readme.py."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fat_ray.errors import DataError, InputError, OutputError, ResourceError, RunFailedError
+from fat_ray.events import RunEnd, Status
+from fat_ray.records.manifest import read_manifest
+from fat_ray.records.wandb import WandbMirror
+from fat_ray.spec.job import RunJob
+from fat_ray.spec.study import StudySpec
+from fat_ray.study.single import run_once
+
+SPEC = StudySpec.model_validate_json(
+    '{"name": "small", "seeds": [0, 1], "wandb": {"mode": "disabled"}, "train": {"steps": 4},'
+    ' "search": {"freeze.threshold": {"type": "float", "low": -1, "high": 0}}}'
+)
+END = RunEnd(Status.COMPLETED, "", 4, 1.0, 1.0, 1.0, 4, 1.0, 1.0, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[RunJob]:
+    """Nothing is trained; the jobs that would have been."""
+    trained: list[RunJob] = []
+
+    def train(job: RunJob, report: Callable[[dict[str, Any]], None]) -> RunEnd:
+        trained.append(job)
+        report({"step": 4, "val/f1": 0.5, "test/f1": 0.4, "mean_active_fraction": 0.75})
+        return END
+
+    monkeypatch.setattr("fat_ray.train.local.run_local", train)
+    monkeypatch.setattr("fat_ray.tasks.registry.check_task", lambda _: None)
+    return trained
+
+
+def test_trains_the_base_settings_and_says_how_it_goes(tmp_path: Path, jobs: list[RunJob], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_once(SPEC, text="name: small\n", directory=tmp_path / "one", seed=7, command=["run"]) is END
+    (job,) = jobs
+    assert (job.run, job.seed, job.role, job.trial, job.spec) == ("run-s7", 7, "single", None, SPEC.run)
+    assert job.directory == str(tmp_path / "one")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    begun, evaluated = shown.err.splitlines()
+    assert begun == "run-s7: 4 steps, 1 worker(s), policy fisher_drift"
+    assert re.fullmatch(r"step 4/4  val/f1 0\.5000  active 75%  \d+ s", evaluated)
+
+
+def test_manifest_is_that_of_one_run(tmp_path: Path) -> None:
+    run_once(SPEC, text="name: small\n", directory=tmp_path / "one", seed=7, quiet=True)
+    kept = StudySpec.model_validate(read_manifest(tmp_path / "one").spec, strict=False)
+    assert (kept.search, kept.baselines, kept.seeds, kept.budget.trials) == ({}, [], [7], 1)
+    assert kept.run == SPEC.run
+
+
+def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_once(SPEC, text="", directory=tmp_path / "one", seed=0, quiet=True)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_nothing_is_made_when_the_task_is_wrong(tmp_path: Path, jobs: list[RunJob], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise DataError("no images")
+
+    monkeypatch.setattr("fat_ray.tasks.registry.check_task", refuse)
+    with pytest.raises(DataError):
+        run_once(SPEC, text="", directory=tmp_path / "one", seed=0)
+    assert jobs == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_when_the_mirror_cannot_write(tmp_path: Path, jobs: list[RunJob], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: WandbMirror) -> None:
+        raise OutputError("read-only")
+
+    monkeypatch.setattr(WandbMirror, "check_writable", refuse)
+    with pytest.raises(OutputError):
+        run_once(SPEC, text="", directory=tmp_path / "one", seed=0)
+    assert jobs == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_when_the_machine_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> RunEnd:
+        raise ResourceError("no GPU")
+
+    monkeypatch.setattr("fat_ray.train.local.run_local", refuse)
+    with pytest.raises(ResourceError):
+        run_once(SPEC, text="", directory=tmp_path / "one", seed=0, quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_used_directory_is_refused_and_kept(tmp_path: Path) -> None:
+    run_once(SPEC, text="first\n", directory=tmp_path / "one", seed=0, quiet=True)
+    with pytest.raises(OutputError, match="already holds a study"):
+        run_once(SPEC, text="second\n", directory=tmp_path / "one", seed=0, quiet=True)
+    assert (tmp_path / "one" / "study.yaml").read_text() == "first\n"
+
+
+def test_random_matched_has_nothing_to_follow(tmp_path: Path) -> None:
+    spec = StudySpec.model_validate_json('{"name": "small", "freeze": {"policy": "random_matched"}}')
+    with pytest.raises(InputError, match="random_matched"):
+        run_once(spec, text="", directory=tmp_path / "one", seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mirror_is_finished_however_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished = []
+
+    def fail(*_: object) -> RunEnd:
+        raise RunFailedError("gone")
+
+    monkeypatch.setattr("fat_ray.train.local.run_local", fail)
+    monkeypatch.setattr(WandbMirror, "finish", lambda _, run: finished.append(run))
+    with pytest.raises(RunFailedError):
+        run_once(SPEC, text="", directory=tmp_path / "one", seed=0, quiet=True)
+    assert finished == ["run-s0"]
