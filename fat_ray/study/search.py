@@ -105,7 +105,8 @@ class StudySearch(Searcher):  # type: ignore[misc]
             trial.metrics = {key: value for key, value in result.items() if key.startswith("val/") or key in COSTS}
             self._report(trial)
         elif "seeds_done" in result:
-            trial.seeds_done, trial.step = int(result["seeds_done"]), 0
+            trial.seeds_done = int(result["seeds_done"])
+            trial.step = 0 if trial.seeds_done < len(trial.jobs) else trial.step
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: FBT001, FBT002
         """Concludes the trial from its records; nothing that went wrong in it stops the study."""

@@ -45,6 +45,7 @@ def _end(trial: Trial, directory: Path, run: str, failure: str | None) -> tuple[
             end = _record_end(trial, directory, run, failure)
     except RecordError as error:
         return None, Status.FAILED, failure or str(error)
+    trial.step = end.steps
     if end.status is Status.COMPLETED:
         return end, end.status, ""
     return None, end.status, (failure if end.status is Status.FAILED else None) or end.reason

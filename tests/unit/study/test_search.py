@@ -207,8 +207,12 @@ def test_a_trial_that_died_without_a_word_fails_and_its_record_gets_an_end(tmp_p
 def test_later_seeds_of_a_trial_that_ended_early_are_not_looked_for(tmp_path: Path) -> None:
     driver = Driver(small_study(baselines=[], seeds=[0, 1]), tmp_path)
     trial = driver.start()
-    write_run(trial.jobs[0], Status.PRUNED)
+    driver.search.on_trial_result(driver.id, {"step": 2, "val/f1": 0.3})
+    assert (trial.step, trial.metrics) == (2, {"val/f1": 0.3})
+    write_run(trial.jobs[0], Status.PRUNED, steps=3)
+    driver.search.on_trial_result(driver.id, {"seeds_done": 1})
     driver.search.on_trial_complete(driver.id, {})
+    assert trial.step == 3
     assert (trial.status, trial.ends) == (Status.PRUNED, {"t0000-s0": Status.PRUNED})
 
 
