@@ -73,7 +73,7 @@ def read_status(directory: Path, now: datetime | None = None) -> StudyStatus:
     table = collect(_query(study, metric), [study])
     runs = [_run_state(row, now or datetime.now(UTC)) for row in table.iter_rows(named=True)]
     counts = dict(sorted(Counter(run.state for run in runs).items()))
-    return StudyStatus(study.manifest["name"], metric, _planned(study.spec), counts, runs)
+    return StudyStatus(study.manifest.name, metric, _planned(study.spec), counts, runs)
 
 
 def _metric(spec: dict[str, Any]) -> str:
