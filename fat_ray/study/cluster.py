@@ -37,6 +37,8 @@ def connect(address: str | None, spec: StudySpec) -> Iterator[list[dict[str, flo
     """
     variables = {**TRAIN_ENV, PLACEMENT_TIMEOUT_VARIABLE: f"{spec.budget.placement_timeout_s:g}"}
     set_defaults(variables)
+    if address is not None:
+        _check_reachable(address)
     if ray.is_initialized():
         yield _nodes()
     elif address is None:
@@ -76,7 +78,6 @@ def _local(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _remote(address: str, variables: Mapping[str, str]) -> Iterator[None]:
-    _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": dict(variables)})
     except (Exception, SystemExit) as error:
