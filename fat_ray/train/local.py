@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from fat_ray.errors import ResourceError, RunFailedError
 from fat_ray.events import RunEnd
+from fat_ray.spec.job import RunJob
 from fat_ray.spec.run import TrainSpec
 from fat_ray.train.failure import killed_by, one_line, root_cause, write_log
-from fat_ray.spec.job import RunJob
 from fat_ray.train.resources import backend
 from fat_ray.train.stop import clear_stop, stop_on_interrupt
 

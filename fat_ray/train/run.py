@@ -20,8 +20,8 @@ import ray.train.torch
 from fat_ray.errors import OutputError, RunFailedError
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.reader import run_end
-from fat_ray.train.failure import DIED, one_line, root_cause, write_log
 from fat_ray.spec.job import RunJob
+from fat_ray.train.failure import DIED, one_line, root_cause, write_log
 from fat_ray.train.resources import Executor, backend, worker_resources
 from fat_ray.train.stop import clear_stop, request_stop, stop_on_interrupt
 

@@ -1,7 +1,6 @@
 """What a study may rely upon, whichever way Ray Train is used."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 

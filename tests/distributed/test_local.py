@@ -74,7 +74,7 @@ def test_stop_request_ends_the_run_and_is_cleared(tmp_path: Path, workers: int) 
 @pytest.mark.parametrize(("workers", "rank"), [(1, 0), (2, 0), (2, 1)])
 def test_exception_names_the_worker_and_leaves_a_log(tmp_path: Path, workers: int, rank: int) -> None:
     job = tiny_job(tmp_path, workers=workers, trouble={"3": "raise"}, trouble_rank=rank)
-    with pytest.raises(RunFailedError, match="KeyError.*told to raise") as failure:
+    with pytest.raises(RunFailedError, match=r"KeyError.*told to raise") as failure:
         run_local(job)
     assert workers == 1 or f"worker {rank}:" in str(failure.value)
     assert "\n" not in str(failure.value)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from fat_ray.events import Eval, Freeze, GroupInfo, RunEnd, RunStart, Status, Step
