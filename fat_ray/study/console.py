@@ -45,20 +45,18 @@ class ConsoleCallback(Callback):  # type: ignore[misc]
         self._console = console or Console(stderr=True)
         self._labels = short_labels([*spec.search])
         self._metric = shown_metric(spec)
+        # Decided now: stdout may be redirected while the study runs.
+        self._is_live = self._console.is_terminal and sys.stdout.isatty() and not quiet
         self._live: Live | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a snapshot of its callbacks, and a live display has locks."""
         return {}
 
-    @property
-    def _is_live(self) -> bool:
-        return self._console.is_terminal and sys.stdout.isatty() and not self._quiet
-
     def setup(self, *args: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's interface
         """Starts the live table."""
         if self._is_live:
-            self._live = Live(get_renderable=self.render, console=self._console, refresh_per_second=4, transient=False)
+            self._live = Live(get_renderable=self.render, console=self._console, refresh_per_second=4, redirect_stdout=False)
             self._live.start()
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002 - Tune's interface

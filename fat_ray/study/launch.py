@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -92,9 +92,9 @@ def _run(spec: StudySpec, directory: Path, ledger: Ledger, address: str | None, 
     from fat_ray.study.console import ConsoleCallback
     from fat_ray.study.tune import run_trials
 
+    console = ConsoleCallback(spec, ledger, quiet=quiet)
     with connect(address, spec) as nodes, ray_log(directory / "logs" / "ray.log"), interruptible(ledger):
         how = plan(spec, nodes)
-        console = ConsoleCallback(spec, ledger, quiet=quiet)
         try:
             run_trials(spec, directory, ledger, how, console)
         finally:
@@ -132,7 +132,10 @@ def interruptible(ledger: Ledger) -> Iterator[None]:
 
 @contextmanager
 def ray_log(path: Path) -> Iterator[None]:
-    """Within, what Ray and Optuna log in this process goes to a file instead of the terminal."""
+    """Within, what Ray and Optuna log in this process goes to a file instead of the terminal.
+
+    So does what is printed: Ray prints the deaths of workers to stdout, which belongs to machine-readable output.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
@@ -141,7 +144,8 @@ def ray_log(path: Path) -> Iterator[None]:
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
     try:
-        yield
+        with redirect_stdout(handler.stream):
+            yield
     finally:
         for logger, (handlers, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate

@@ -31,7 +31,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 LEARNING_RATE = {"train.optimizer.lr": {"type": "float", "low": 1e-3, "high": 1e-1, "log": True}}
 
 
-def tiny_study(settings: dict[str, Any] | None = None, *, steps: int = 8, workers: int = 2, cpus: float = 1.0, **sections: Any) -> StudySpec:
+def tiny_study(
+    settings: dict[str, Any] | None = None, *, steps: int = 8, workers: int = 2, cpus: float = 1.0, **sections: Any
+) -> StudySpec:
     data = {
         "name": "tiny",
         "task": {"name": TINY_TASK, "settings": settings or {}},
@@ -106,9 +108,13 @@ def test_a_study_runs_to_its_end_with_its_baselines_and_leaks_nothing(ray_sessio
     wait_until(lambda: ray_session.usage() == before, 30)
 
 
-def test_a_diverging_trial_and_a_killed_worker_fail_with_their_reason_and_the_study_goes_on(ray_session: RaySession, tmp_path: Path) -> None:
+def test_trials_that_break_fail_with_their_reason_and_the_study_goes_on(
+    ray_session: RaySession, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     trouble = {"task.settings.trouble.3": {"type": "categorical", "choices": ["nan", "kill", "raise", f"file:{tmp_path / 'fine'}"]}}
-    spec = tiny_study({"trouble": {"3": "litter"}}, search=trouble, budget={"trials": 8}, baselines=["random_matched"], sampler={"name": "qmc"})
+    spec = tiny_study(
+        {"trouble": {"3": "litter"}}, search=trouble, budget={"trials": 8}, baselines=["random_matched"], sampler={"name": "qmc"}
+    )
     outcome = start(spec, tmp_path)
     reasons: dict[str, set[tuple[Status, str]]] = {}
     for trial in journal(tmp_path):
@@ -122,13 +128,15 @@ def test_a_diverging_trial_and_a_killed_worker_fail_with_their_reason_and_the_st
         reasons.setdefault(what, set()).add((run.status, run.reason))
     assert set(reasons) == {"nan", "kill", "raise", "file"}
     assert {status for status, _ in reasons["nan"]} == {Status.DIVERGED}
-    assert all("nan" in reason for _, reason in reasons["nan"])
+    assert all("the training loss became NaN or infinite at step 3" in reason for _, reason in reasons["nan"])
     assert {status for status, _ in reasons["kill"] | reasons["raise"]} == {Status.FAILED}
     assert all("died or was killed" in reason for _, reason in reasons["kill"])
     assert all("the tiny task was told to raise" in reason for _, reason in reasons["raise"])
     assert reasons["file"] == {(Status.COMPLETED, "")}
     assert outcome.runs[-1].run == "random_matched-s0"
     assert outcome.runs[-1].status is Status.COMPLETED
+    assert capfd.readouterr().out == ""
+    assert "worker died" in (outcome.directory / "logs" / "ray.log").read_text()
 
 
 def test_what_asha_stops_is_pruned_and_its_workers_leave_by_themselves(ray_session: RaySession, tmp_path: Path) -> None:
@@ -144,13 +152,14 @@ def test_what_asha_stops_is_pruned_and_its_workers_leave_by_themselves(ray_sessi
     outcome = start(spec, tmp_path)
     told = journal(tmp_path)
     first_good = next(trial.number for trial in told if trial.params["train.optimizer.lr"] == 0.03)
-    hopeless = [trial for trial in told if trial.number > first_good and trial.params["train.optimizer.lr"] == 1e-7]
-    assert hopeless
-    for trial in hopeless:
-        end = run_end(outcome.directory, f"t{trial.number:04d}-s0")
+    hopeless = [trial.number for trial in told if trial.params["train.optimizer.lr"] == 1e-7]
+    pruned = [trial.number for trial in told if trial.state is TrialState.PRUNED]
+    assert next(number for number in hopeless if number > first_good) in pruned
+    assert set(pruned) <= set(hopeless)
+    for number in pruned:
+        end = run_end(outcome.directory, f"t{number:04d}-s0")
         assert end is not None
-        assert (trial.state, end.status) == (TrialState.PRUNED, Status.PRUNED)
-        assert 4 <= end.steps < 24
+        assert (end.status, 4 <= end.steps < 24) == (Status.PRUNED, True)
     assert outcome.failed == 0
     assert Counter(run.status for run in outcome.runs)[Status.COMPLETED] >= 1
 

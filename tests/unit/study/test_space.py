@@ -26,7 +26,9 @@ def test_distributions_are_translated() -> None:
     }
 
 
-@pytest.mark.parametrize(("low", "high", "step", "last"), [(0.0, 1.0, 0.3, 0.9), (0.0, 0.3, 0.1, 0.3), (-1.0, 0.0, 0.25, 0.0), (0.5, 0.6, 1.0, 0.5)])
+@pytest.mark.parametrize(
+    ("low", "high", "step", "last"), [(0.0, 1.0, 0.3, 0.9), (0.0, 0.3, 0.1, 0.3), (-1.0, 0.0, 0.25, 0.0), (0.5, 0.6, 1.0, 0.5)]
+)
 def test_a_float_grid_ends_on_its_last_point(recwarn: pytest.WarningsRecorder, low: float, high: float, step: float, last: float) -> None:
     found = optuna_space({"a": FloatRange(type="float", low=low, high=high, step=step)})["a"]
     assert isinstance(found, FloatDistribution)
