@@ -53,7 +53,7 @@ def _rows(rows: series.Rows) -> Any:
     return alt.Data(values=rows)
 
 
-def _y(field: str, title: str, number: str = "", **scale: Any) -> Any:
+def _y(field: str, title: str, number: str | None = None, **scale: Any) -> Any:
     """A vertical axis whose title stands above it, where it can be read without turning the head."""
     axis = alt.Axis(
         title=title,
@@ -64,7 +64,7 @@ def _y(field: str, title: str, number: str = "", **scale: Any) -> Any:
         titleX=-34,
         titleY=-14,
         tickCount=6,
-        format=number,
+        format=number or alt.Undefined,
     )
     return alt.Y(f"{field}:Q", axis=axis, scale=alt.Scale(**scale))
 

@@ -37,7 +37,7 @@ def searched(spec: Row) -> str:
         what = f"The study searched {text.listing(ranges)} with {effort}."
     goals = text.listing(f"{objective['direction']} {objective['metric']}" for objective in spec["objectives"])
     run = (
-        f"Each run fine-tunes {spec['task']['name'].replace('_', ' ')} for {text.count(train['steps'], 'step')}"
+        f"Each run fine-tunes {spec['task']['name']} for {text.count(train['steps'], 'step')}"
         f" of batch {train['global_batch']} on {text.count(train['workers'], 'worker')}; {text.count(len(seeds), 'seed')} per setting."
     )
     return f"{what} {run} Objectives: {goals}."

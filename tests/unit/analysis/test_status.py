@@ -12,6 +12,8 @@ from fat_ray.records.parquet import ParquetSink
 from fat_ray.spec.study import StudySpec
 from fat_ray.spec.study import as_json as spec_as_json
 
+pytestmark = pytest.mark.timeout(10)  # writes and reads real records: a fifth of a second, more where many processes share the disk
+
 BEGAN = datetime(2026, 3, 14, 9, 0, tzinfo=UTC)
 SPEC = StudySpec.model_validate_json('{"name": "small", "budget": {"trials": 3}, "seeds": [0, 1], "train": {"steps": 10}}')
 
