@@ -109,7 +109,7 @@ def discard_study(directory: str | Path) -> None:
     directory = Path(directory)
     with suppress(OSError):
         (directory / "records").rmdir()  # refuses while it holds anything
-        for name in (MANIFEST, STUDY_TEXT):
+        for name in (MANIFEST, STUDY_TEXT, "optuna.journal"):
             (directory / name).unlink(missing_ok=True)
         for name in ("wandb", "logs", "control"):
             shutil.rmtree(directory / name, ignore_errors=True)

@@ -143,7 +143,7 @@ def test_what_asha_stops_is_pruned_and_its_workers_leave_by_themselves(ray_sessi
     spec = tiny_study(
         {"slow_s": 0.05},
         steps=24,
-        search={"train.optimizer.lr": {"type": "categorical", "choices": [0.03, 1e-7]}},
+        search={"train.optimizer.lr": {"type": "categorical", "choices": [0.003, 1.0]}},
         objectives=[{"metric": "val/loss", "direction": "minimize"}, {"metric": "mean_active", "direction": "minimize"}],
         scheduler={"name": "asha", "metric": "val/loss", "direction": "minimize", "grace_steps": 4},
         budget={"trials": 8},
@@ -151,8 +151,8 @@ def test_what_asha_stops_is_pruned_and_its_workers_leave_by_themselves(ray_sessi
     )
     outcome = start(spec, tmp_path)
     told = journal(tmp_path)
-    first_good = next(trial.number for trial in told if trial.params["train.optimizer.lr"] == 0.03)
-    hopeless = [trial.number for trial in told if trial.params["train.optimizer.lr"] == 1e-7]
+    first_good = next(trial.number for trial in told if trial.params["train.optimizer.lr"] == 0.003)
+    hopeless = [trial.number for trial in told if trial.params["train.optimizer.lr"] == 1.0]
     pruned = [trial.number for trial in told if trial.state is TrialState.PRUNED]
     assert next(number for number in hopeless if number > first_good) in pruned
     assert set(pruned) <= set(hopeless)

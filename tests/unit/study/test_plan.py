@@ -36,7 +36,7 @@ def test_the_budget_limits_concurrency() -> None:
         ([{"CPU": 2.0}], {"workers": 2, "cpus_per_worker": 4.0}, "needs 2 workers x 4 CPUs = 8 CPUs, the cluster has 2"),
         ([{"CPU": 1.0}], {"workers": 1, "cpus_per_worker": 1.5}, "needs 1 worker x 1.5 CPUs = 1.5 CPUs, the cluster has 1"),
         ([{"CPU": 64.0}], {"workers": 2, "gpus_per_worker": 1.0}, "needs 2 workers x 1 GPUs = 2 GPUs, the cluster has 0"),
-        ([{"CPU": 3.0}] * 2, {"workers": 3, "cpus_per_worker": 2.0}, "2 CPUs each on one node; of the cluster's 2 nodes none holds more than 1"),
+        ([{"CPU": 3.0}] * 2, {"workers": 3, "cpus_per_worker": 2.0}, "of the cluster's 2 nodes none holds more than 1"),
         ([{"CPU": 8.0}, {"GPU": 2.0}], {"workers": 1, "gpus_per_worker": 1.0}, "1 worker with 1 CPUs and 1 GPUs each on one node"),
         ([], {"workers": 1}, "needs 1 worker x 1 CPUs = 1 CPUs, the cluster has 0"),
     ],
