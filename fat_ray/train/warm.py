@@ -27,7 +27,6 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import PlacementGroupHandle
 from ray.train.v2._internal.execution.worker_group.state import WorkerGroupState
-from torch import distributed
 
 WAKE_S = 10.0
 """How long a kept worker may take to answer before new ones are started in its place."""
@@ -51,7 +50,7 @@ class Lane:
         return True
 
     def kill(self) -> None:
-        """Ends the workers and the actor that synchronises them."""
+        """Ends the workers at once."""
         for actor in [*(worker.actor for worker in self.workers), self.sync_actor]:
             ray.kill(actor)
 
@@ -79,6 +78,8 @@ _SLOT = _Slot()
 
 def _leave_process_group() -> None:
     """Runs in a kept worker. Ray destroys the process group of several workers only; a second one cannot be made beside it."""
+    from torch import distributed
+
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
@@ -126,6 +127,7 @@ class WarmWorkerGroup(WorkerGroup):  # type: ignore[misc]
     """
 
     _lane: Lane | None = None
+    _worker_group_state: Any  # of the base class
 
     def _key(self) -> tuple[object, ...]:
         context = self._worker_group_context
@@ -155,7 +157,7 @@ class WarmWorkerGroup(WorkerGroup):  # type: ignore[misc]
         """Keeps the workers if all of them have finished without an error, else kills them."""
         status = self._latest_poll_status
         if self.has_started() and status is not None and status.finished and not status.errors:
-            self._worker_group_state: WorkerGroupState = _KeptState(**vars(self._worker_group_state), key=self._key())
+            self._worker_group_state = _KeptState(**vars(self._worker_group_state), key=self._key())
         super().shutdown()
 
 
