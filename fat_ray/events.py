@@ -118,7 +118,9 @@ class Drift:
     Attributes:
         step: Step at which the statistics were collected.
         update: Number of this update in the run, from 0.
-        distance: Per group, the distance between the two states; None where not measured (frozen, or the first update).
+        distance: Per group, the distance between the two states, or with noise correction the divergence above what noise explains,
+            which may be negative; None where not measured (frozen, or the first update).
+        noise: Per group, the divergence of sampling noise alone that was subtracted; 0 without correction.
         smoothed: Per group, the exponentially smoothed distance.
         score: Per group, what the policy compares with its threshold.
         active: Per group, whether any entry was active during the update.
@@ -127,6 +129,7 @@ class Drift:
     step: int
     update: int
     distance: Sequence[float | None]
+    noise: Sequence[float | None]
     smoothed: Sequence[float | None]
     score: Sequence[float | None]
     active: Sequence[bool]

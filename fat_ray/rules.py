@@ -4,7 +4,7 @@ The live policy and any later replay from records call these same functions, so 
 one entry per group. Source: arXiv 2606.10196, Alg. 1 and 2; floor and cap are this project's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,9 @@ class DriftHistory:
         count: Number of distances seen, shape (groups,).
         total: Sum of all d̂ so far.
         variation: Σ|d̂_t - d̂_{t-1}| so far.
+        distances: Number of distances seen, without the zero that `begin` may count.
+        first_moment: Sum of the distances.
+        second_moment: Sum of their squares.
     """
 
     average: Floats
@@ -34,15 +37,23 @@ class DriftHistory:
     count: Ints
     total: Floats
     variation: Floats
+    distances: Ints
+    first_moment: Floats
+    second_moment: Floats
 
     @classmethod
     def empty(cls, num_groups: int) -> "DriftHistory":
         """Nothing was measured yet."""
-        zeros = np.zeros(num_groups)
-        return cls(zeros, zeros, np.zeros(num_groups, np.int64), zeros, zeros)
+        zeros, none = np.zeros(num_groups), np.zeros(num_groups, np.int64)
+        return cls(zeros, zeros, none, zeros, zeros, none, zeros, zeros)
 
 
-def observe(history: DriftHistory, distance: Floats, measured: Bools, smoothing: float) -> DriftHistory:
+def begin(history: DriftHistory, present: Bools) -> DriftHistory:
+    """The history after the first collection of some groups, if it counts as a distance of 0 (`drift.start: zero`, as released)."""
+    return replace(history, count=np.where(present, 1, history.count))
+
+
+def observe(history: DriftHistory, distance: Floats, measured: Bools, smoothing: float, *, corrected: bool = True) -> DriftHistory:
     """The history after one more update.
 
     `average <- β·average + (1-β)·d` and `d̂ = average / (1 - β^count)`: the division makes the first d̂ equal the first distance.
@@ -52,14 +63,25 @@ def observe(history: DriftHistory, distance: Floats, measured: Bools, smoothing:
         distance: One distance per group; entries that were not measured are ignored.
         measured: Groups whose distance counts; the others keep their history.
         smoothing: β, 0 <= β < 1.
+        corrected: Whether to divide; without, d̂ starts at zero.
     """
     count = history.count + measured
     average = np.where(measured, smoothing * history.average + (1.0 - smoothing) * distance, history.average)
-    correction = 1.0 - np.power(smoothing, np.maximum(count, 1))
+    correction = 1.0 - np.power(smoothing, np.maximum(count, 1)) if corrected else 1.0
     smoothed = np.where(measured, average / correction, history.smoothed)
     change = np.where(measured & (history.count > 0), np.abs(smoothed - history.smoothed), 0.0)
     total = history.total + np.where(measured, smoothed, 0.0)
-    return DriftHistory(average, smoothed, count, total, history.variation + change)
+    seen = np.where(measured, distance, 0.0)
+    return DriftHistory(
+        average=average,
+        smoothed=smoothed,
+        count=count,
+        total=total,
+        variation=history.variation + change,
+        distances=history.distances + measured,
+        first_moment=history.first_moment + seen,
+        second_moment=history.second_moment + seen**2,
+    )
 
 
 def score(history: DriftHistory, kind: ScoreKind) -> Floats:
@@ -74,6 +96,14 @@ def score(history: DriftHistory, kind: ScoreKind) -> Floats:
         "total_variation": history.variation,
     }[kind]
     return np.where(seen, values, np.nan)
+
+
+def standard_error(history: DriftHistory) -> Floats:
+    """Standard error of each group's mean distance; infinite below two distances."""
+    number = np.maximum(history.distances, 2)
+    mean = history.first_moment / number
+    variance = np.maximum(history.second_moment / number - mean**2, 0.0) * number / (number - 1)
+    return np.where(history.distances >= 2, np.sqrt(variance / number), np.inf)
 
 
 def threshold(scores: Floats, eligible: Bools, strength: float) -> float:

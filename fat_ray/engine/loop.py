@@ -84,7 +84,8 @@ class RunLoop:
 
     def _set_up(self, stop_request: StopRequest) -> Trainer:
         spec, seed = self._job.spec, self._job.seed
-        policy = build_policy(spec.freeze, seed=seed, follow=self._job.follow)
+        bury_dead = spec.fisher.uncovered == "zero"
+        policy = build_policy(spec.freeze, seed=seed, follow=self._job.follow, bury_dead=bury_dead)
         return Trainer(spec, self._task, policy, seed=seed, device=self._device, stop_request=stop_request, emit=self._record)
 
     def _start(self, trainer: Trainer) -> Ledger:

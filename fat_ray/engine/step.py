@@ -16,10 +16,10 @@ from fat_ray.engine.flops import FlopMeter
 from fat_ray.engine.order import TrainingOrder, learning_rate_factor
 from fat_ray.errors import DivergedError
 from fat_ray.events import Drift, Freeze, Status, Step
-from fat_ray.fisher.collector import Collector
+from fat_ray.fisher.collector import Collector, Share
 from fat_ray.fisher.groups import build_groups
-from fat_ray.fisher.meter import DriftMeter
-from fat_ray.fisher.reduce import all_sum, check_agreement, reduce_sums, world
+from fat_ray.fisher.meter import DriftMeter, build_formulas
+from fat_ray.fisher.reduce import all_sum, check_agreement, world
 from fat_ray.freeze.freezer import Freezer
 from fat_ray.freeze.policy import Decision, Observation, Policy
 from fat_ray.spec.run import OptimizerSpec, RunSpec
@@ -67,11 +67,11 @@ class Trainer:
         torch.manual_seed(seed)  # every rank builds the same model
         self.model = task.build_model().to(device).train()
         torch.manual_seed(seed + 7919 * (rank + 1))  # dropout differs between ranks
-        self.groups = build_groups(self.model, spec.fisher.blocks, spec.fisher.min_block_rows)
+        self.groups = build_groups(self.model, spec.fisher.groups)
         self.optimizer = build_optimizer(spec.train.optimizer, self.model)
         self.freezer = Freezer(self.model, self.optimizer, self.groups)
-        self.collector = Collector(self.model, self.groups)
         self.meter = DriftMeter(self.model, self.groups, spec.fisher, spec.drift)
+        self.collector = Collector(self.model, self.groups, build_formulas(spec.fisher), halves=self.meter.halves)
         self.flop_meter = FlopMeter(self.model)
         self.order = TrainingOrder(task.train_set(), spec.train.global_batch, seed, rank, world_size)
         self.history = rules.DriftHistory.empty(len(self.groups))
@@ -109,7 +109,7 @@ class Trainer:
     def _backward(self, batch: Batch, step: int) -> Tensor:
         """Forward and backward; DDP averages the gradients, the collector sums factors on the way."""
         if self._collects(step):
-            self.collector.arm(self.freezer.active_layers(), num_examples=batch[0].shape[0])
+            self.collector.arm(self.freezer.active_layers(), Share(batch[0].shape[0], *world()))
         if self._step_flops is None:
             self.flop_meter.arm()
         self.optimizer.zero_grad(set_to_none=True)
@@ -138,38 +138,47 @@ class Trainer:
         return self._step_flops
 
     def _measure(self, step: int) -> None:
-        """Factors to distances to smoothed drift."""
-        before = self.history.count
-        means = reduce_sums(self.collector.take(), self.device)
-        if not all(np.isfinite(values).all() for values in means.values()):
+        """Sums to distances to smoothed drift."""
+        drift, before = self.spec.drift, self.history.count
+        found = self.meter.update(self.collector.take(), self._squared_gradient, self.freezer.active, self.device)
+        if not found.finite:
             raise DivergedError(f"the Fisher statistics became NaN or infinite at step {step}")
-        means |= {(name, "G"): self._squared_gradient(name) for name in self.meter.uncovered(self.freezer.active)}
-        distance, measured = self.meter.update(means, self.freezer.active, self.device)
-        self.history = rules.observe(self.history, distance, measured, self.spec.drift.smoothing)
-        scores = rules.score(self.history, self.spec.drift.score)
+        if self.num_updates == 0 and drift.start == "zero":
+            self.history = rules.begin(self.history, self.freezer.active & ~self.meter.dead)
+        self.history = rules.observe(self.history, found.distance, found.measured, drift.smoothing, corrected=drift.start == "corrected")
         seen = self.history.count > before
         self.emit(
             Drift(
                 step=step,
                 update=self.num_updates,
-                distance=_optional(distance, measured),
+                distance=_optional(found.distance, found.measured),
+                noise=_optional(found.noise, found.measured),
                 smoothed=_optional(self.history.smoothed, seen),
-                score=_optional(scores, seen),
+                score=_optional(rules.score(self.history, drift.score), seen),
                 active=self.freezer.active.tolist(),
             )
         )
         self.num_updates += 1
 
-    def _squared_gradient(self, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    def _squared_gradient(self, name: str) -> rules.Floats:
         gradient = self.model.get_parameter(name).grad
         assert gradient is not None, f"{name} is active and has no gradient"
-        return gradient.double().square().cpu().numpy()
+        squares: rules.Floats = gradient.double().square().cpu().numpy()
+        return squares
 
     def _decide(self, step: int) -> None:
         """Scores to a decision that all ranks share, to frozen groups; DDP is wrapped again when a tensor left autograd."""
         started = time.perf_counter()
         scores = rules.score(self.history, self.spec.drift.score)
-        observation = Observation(step, self.num_events, scores, self.freezer.active.copy(), self.freezer.elements)
+        observation = Observation(
+            step=step,
+            event=self.num_events,
+            scores=scores,
+            errors=rules.standard_error(self.history),
+            dead=self.meter.dead,
+            active=self.freezer.active.copy(),
+            elements=self.freezer.elements,
+        )
         decision = self.policy.decide(observation)
         check_agreement(f"freeze decision at step {step}", scores.tobytes() + decision.freeze.tobytes(), self.device)
         if self.freezer.freeze(decision.freeze):

@@ -2,7 +2,8 @@
 
 Definition: `log10(|F| + 1e-12)` of both states, each optionally centred on its median; equal bins between the joint 1st and 99th percentile
 (linear interpolation); values outside are dropped, the last bin is closed on the right; every count gets 1e-12, and every probability is at
-least 1e-12; `d = sqrt(JS(p, q))` with natural logarithms, so 0 <= d <= sqrt(ln 2). Source: arXiv 2606.10196, Alg. 1.
+least 1e-12; `d = sqrt(JS(p, q))` with natural logarithms, so 0 <= d <= sqrt(ln 2). Raw mode: |F| itself, bins between the joint minimum and
+maximum. Source: arXiv 2606.10196, Alg. 1.
 
 Method: log10 is monotone, so both states are sorted as they are; only the tails that hold the percentiles are transformed; bin edges are
 mapped back to the smallest float32 that reaches them, and bins are counted by binary search.
@@ -20,42 +21,49 @@ MAX_DISTANCE = float(np.sqrt(np.log(2.0)))
 Floats32 = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Centre = Literal["median", "none"]
+Mode = Literal["log", "raw"]
 
 _LARGEST = int(np.float32(np.inf).view(np.int32))
 
 
-def js_distance(reference: Floats32, current: Floats32, *, bins: int = 64, centre: Centre = "none") -> float:
-    """Jensen-Shannon distance between the log10 distributions of two states of one group.
+def js_distance(reference: Floats32, current: Floats32, *, mode: Mode = "log", bins: int = 64, centre: Centre = "none") -> float:
+    """Jensen-Shannon distance between the distributions of two states of one group.
 
     Args:
-        reference: Diagonal Fisher values of one state, any shape, float32, non-negative and finite.
+        reference: Diagonal Fisher values of one state, any shape, float32, finite.
         current: The other state; sizes may differ.
+        mode: ``log`` or ``raw``, see above.
         bins: Number of histogram bins.
-        centre: ``median`` makes the distance independent of the scale of each state.
+        centre: ``median`` makes the log distance independent of the scale of each state.
 
     Returns:
         The distance, 0 to sqrt(ln 2) = 0.8326.
 
     Raises:
-        ValueError: A state is empty, negative or not finite.
+        ValueError: A state is empty or not finite.
     """
-    states = [np.sort(np.abs(np.asarray(state, np.float32)), axis=None) for state in (reference, current)]
-    for name, state in zip(("reference", "current"), states, strict=True):
+    ordered = [np.sort(np.abs(np.asarray(state, np.float32)), axis=None) for state in (reference, current)]
+    for name, state in zip(("reference", "current"), ordered, strict=True):
         if not state.size or not np.isfinite(state[-1]):
             raise ValueError(f"{name} must hold at least one finite value, got {state.size} values, the largest {state[-1:]}")
-    shifts = [_median_log(state) if centre == "median" else 0.0 for state in states]
-    low, high = _joint_percentiles(states, shifts)
-    edges = np.linspace(low, high if high > low else low + 1e-3, bins + 1)
-    p, q = (_histogram(state, edges, shift) for state, shift in zip(states, shifts, strict=True))
-    return jensen_shannon(p, q)
+    return float(np.sqrt(js_divergence_sorted(ordered[0], ordered[1], mode=mode, bins=bins, centre=centre)))
 
 
-def jensen_shannon(p: Floats, q: Floats) -> float:
-    """Square root of the Jensen-Shannon divergence of two positive histograms, natural logarithms."""
+def js_divergence_sorted(reference: Floats32, current: Floats32, *, mode: Mode = "log", bins: int = 64, centre: Centre = "none") -> float:
+    """Square of `js_distance` for states that are non-negative, finite and sorted already."""
+    if mode == "raw":
+        p, q = _raw_histograms(reference, current, bins)
+    else:
+        p, q = _log_histograms(reference, current, bins, centre)
     p, q = _probabilities(p), _probabilities(q)
     m = 0.5 * (p + q)
     divergence = 0.5 * (np.sum(p * np.log(p / m)) + np.sum(q * np.log(q / m)))
-    return float(np.sqrt(max(0.0, divergence)))
+    return max(0.0, float(divergence))
+
+
+def automatic_bins(size: int) -> int:
+    """Rice's rule 2·n^(1/3), between 8 and 64."""
+    return int(np.clip(round(2 * size ** (1 / 3)), 8, 64))
 
 
 def _probabilities(counts: Floats) -> Floats:
@@ -63,6 +71,31 @@ def _probabilities(counts: Floats) -> Floats:
     masses: Floats = np.maximum(counts / counts.sum(), EPSILON)
     masses /= masses.sum()
     return masses
+
+
+def _raw_histograms(reference: Floats32, current: Floats32, bins: int) -> tuple[Floats, Floats]:
+    low, high = float(min(reference[0], current[0])), float(max(reference[-1], current[-1]))
+    edges = np.linspace(low, high if high > low else low + 1e-3, bins + 1)
+    edges[-1] = np.nextafter(edges[-1], np.inf)  # closed on the right
+    thresholds = edges.astype(np.float32)
+    below = thresholds < edges
+    thresholds[below] = np.nextafter(thresholds[below], np.float32(np.inf))
+    return _counts(reference, thresholds), _counts(current, thresholds)
+
+
+def _log_histograms(reference: Floats32, current: Floats32, bins: int, centre: Centre) -> tuple[Floats, Floats]:
+    states = [reference, current]
+    shifts = [_median_log(state) if centre == "median" else 0.0 for state in states]
+    low, high = _joint_percentiles(states, shifts)
+    edges = np.linspace(low, high if high > low else low + 1e-3, bins + 1)
+    edges[-1] = np.nextafter(edges[-1], np.inf)
+    p, q = (_counts(state, _thresholds(edges, shift)) for state, shift in zip(states, shifts, strict=True))
+    return p, q
+
+
+def _counts(ordered: Floats32, thresholds: Floats32) -> Floats:
+    counts: Floats = np.diff(np.searchsorted(ordered, thresholds)) + EPSILON
+    return counts
 
 
 def _log(values: Floats32) -> Floats:
@@ -92,13 +125,6 @@ def _interpolate(ordered: Floats, rank: float) -> float:
     left, right = ordered[index], ordered[min(index + 1, ordered.size - 1)]
     difference = right - left
     return float(right - difference * (1 - fraction) if fraction >= 0.5 else left + difference * fraction)
-
-
-def _histogram(ordered: Floats32, edges: Floats, shift: float) -> Floats:
-    reach = edges.copy()
-    reach[-1] = np.nextafter(edges[-1], np.inf)  # closed on the right: what lies at the last edge counts
-    counts: Floats = np.diff(np.searchsorted(ordered, _thresholds(reach, shift))) + EPSILON
-    return counts
 
 
 def _thresholds(edges: Floats, shift: float) -> Floats32:

@@ -1,85 +1,223 @@
-"""Kronecker factors of a layer: H from its inputs, S from the gradients of its outputs. Their outer product is the diagonal Fisher.
+"""Kronecker factors of a layer from its inputs and the gradients of its outputs. Their outer product is the layer's diagonal Fisher.
 
-For a layer with inputs h (a 1 appended for the bias) and loss gradients s with respect to its outputs, over all examples and positions,
+For a layer with inputs h and loss gradients s with respect to its outputs, over all examples and positions (arXiv 2405.16397),
 
     H = mean(h²)    S = mean(s²)    F_weight = S ⊗ H    F_bias = S
 
-(arXiv 2405.16397). Everything here returns *sums* and a count, so that parts of a batch, micro-batches and ranks add up exactly. Squares
-are taken in float32. Sums run over examples before anything else: no patch matrix is ever built.
+Everything here is a *sum* with its count, so that parts of a batch, micro-batches and ranks add up exactly; squares are taken in float32.
+Sums run over examples before anything else: no patch matrix is ever built. A layer's factors are named by where they stand in the weight:
 
-Shapes: B examples, T positions, I inputs, O outputs, g channel groups.
+    row         one value per row (dimension 0) of the weight
+    column      (g, *weight.shape[1:]): the factor of the columns, for each of g channel groups of rows
+                norms: `row` and `column` both have the weight's own shape and are multiplied entry by entry
+    bias_row    one value per bias entry, where it is not `row`
+    bias_column one value for the whole bias, where it is not 1
 """
 
-import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn import functional
+
+Part = tuple[Tensor, float]
+"""A sum and the count that divides it."""
+
+Parts = dict[str, Part]
+Floats = NDArray[np.float64]
+Factors = dict[str, NDArray[Any]]
+"""Finished factors by name, float64, or float32 where the released code is followed."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
-
-def has_factors(module: nn.Module) -> bool:
-    """Whether the module's Fisher is the product of two factors; exactly these classes, since a subclass may compute something else."""
-    return type(module) in (nn.Linear, nn.LayerNorm, *CONVOLUTIONS, *BATCH_NORMS)
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
-def input_sums(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    """Sum of squared inputs per column of the weight, and the number of rows summed.
+class Formulas(Protocol):
+    """Which layers have factors, and how they are computed."""
+
+    def covers(self, module: nn.Module) -> bool:
+        """Whether the module's Fisher is a product of factors."""
+        ...
+
+    def inputs(self, module: nn.Module, x: Tensor) -> Parts:
+        """Sums over the inputs of one call."""
+        ...
+
+    def outputs(self, module: nn.Module, gradient: Tensor) -> Parts:
+        """Sums over the output gradients of one call; `gradient` is float32 and scaled as `example_gradients` says."""
+        ...
+
+    @property
+    def example_gradients(self) -> bool:
+        """Whether gradients are those of each example's own loss (True), or of the mean loss over the global batch (False)."""
+        ...
+
+    def finish(self, module: nn.Module, sums: Mapping[str, tuple[Floats, float]]) -> Factors:
+        """Factors from sums and counts over the whole global batch."""
+        ...
+
+
+class ExactFormulas:
+    """The definition above, for every layer that has it. Subclasses count as their base unless they change its forward."""
+
+    example_gradients = True
+
+    def covers(self, module: nn.Module) -> bool:
+        """See `Formulas`."""
+        return _handlers(module) is not None
+
+    def inputs(self, module: nn.Module, x: Tensor) -> Parts:
+        """See `Formulas`."""
+        handlers = _handlers(module)
+        assert handlers is not None
+        return handlers[0](module, x if isinstance(module, nn.Embedding) else x.float())
+
+    def outputs(self, module: nn.Module, gradient: Tensor) -> Parts:
+        """See `Formulas`."""
+        handlers = _handlers(module)
+        assert handlers is not None
+        return handlers[1](module, gradient)
+
+    def finish(self, module: nn.Module, sums: Mapping[str, tuple[Floats, float]]) -> Factors:  # noqa: ARG002  the protocol's
+        """Means."""
+        return {part: total / count for part, (total, count) in sums.items()}
+
+
+def _linear_inputs(_: nn.Module, x: Tensor) -> Parts:
+    flat = x.reshape(-1, x.shape[-1])
+    return {"column": ((flat * flat).sum(0, keepdim=True), flat.shape[0])}
+
+
+def _linear_outputs(_: nn.Module, s: Tensor) -> Parts:
+    flat = s.reshape(-1, s.shape[-1])
+    return {"row": ((flat * flat).sum(0), flat.shape[0])}
+
+
+def _embedding_outputs(_: nn.Module, s: Tensor) -> Parts:
+    flat = s.reshape(-1, s.shape[-1])
+    return {"column": ((flat * flat).sum(0, keepdim=True), flat.shape[0])}
+
+
+def _convolution_inputs(module: nn.Module, x: Tensor) -> Parts:
+    assert isinstance(module, CONVOLUTIONS)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    # the module's own padding in functional.pad's order; it also resolves padding="same"
+    squares = functional.pad((x * x).sum(0, keepdim=True), module._reversed_padding_repeated_twice, mode=mode)[0]  # noqa: SLF001
+    total, num_positions = patch_sums(squares, module)
+    return {"column": (total.reshape(module.groups, -1, *module.kernel_size), x.shape[0] * num_positions)}
+
+
+def patch_sums(squares: Tensor, module: Convolution) -> tuple[Tensor, int]:
+    """Sum over positions of the squared values under each tap of a kernel, one spatial dimension at a time.
 
     Args:
-        module: A layer with factors.
-        x: Its input: (B, …, I) for Linear and LayerNorm, (B, C, *spatial) for the others.
+        squares: Squares summed over examples and padded, (C, *spatial).
+        module: Whose kernel, stride and dilation.
 
     Returns:
-        float32 sums of shape (1, I) for Linear, (g, C/g·kernel) for convolutions, (I,) for LayerNorm (of the normalised input), (C,) for
-        batch norms, whose normalised input has second moment 1 by construction; and the count that divides them.
+        (C, *kernel), and the number of positions.
     """
-    x = x.detach().float()
-    if isinstance(module, nn.Linear):
-        flat = x.reshape(-1, x.shape[-1])
-        return (flat * flat).sum(0, keepdim=True), flat.shape[0]
-    if isinstance(module, nn.LayerNorm):
-        normal = torch.nn.functional.layer_norm(x, module.normalized_shape, eps=module.eps)
-        flat = normal.reshape(-1, *module.normalized_shape)
-        return (flat * flat).sum(0).flatten(), flat.shape[0]
-    if isinstance(module, CONVOLUTIONS):
-        return _patch_sums(module, x)
-    count = x.numel() // x.shape[1]
-    return x.new_full((x.shape[1],), float(count)), count
-
-
-def _patch_sums(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> tuple[Tensor, int]:
-    """Sum over examples and output positions of the squared patch values, shape (g, C/g·kernel), one spatial dimension at a time."""
-    squares = (x * x).sum(0)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    # the module's own padding in torch.nn.functional.pad's order; it also resolves padding="same"
-    squares = pad(squares.unsqueeze(0), module._reversed_padding_repeated_twice, mode=mode).squeeze(0)  # noqa: SLF001
     num_positions = 1
     for kernel, stride, dilation in zip(module.kernel_size, module.stride, module.dilation, strict=True):
         positions = (squares.shape[1] - dilation * (kernel - 1) - 1) // stride + 1
         span = stride * (positions - 1) + 1
         taps = [squares[:, tap * dilation : tap * dilation + span : stride].sum(1) for tap in range(kernel)]
-        # the summed dimension leaves, its kernel dimension goes last, so that the next spatial one is again dimension 1
+        # the summed dimension leaves, its taps go last, so that the next spatial one is again dimension 1
         squares = torch.stack(taps, dim=-1)
         num_positions *= positions
-    return squares.reshape(module.groups, -1), x.shape[0] * num_positions
+    return squares, num_positions
 
 
-def output_sums(module: nn.Module, gradient: Tensor, num_examples: int) -> tuple[Tensor, int]:
-    """Sum of squared output gradients per row of the weight, and the number of rows summed.
+def _per_channel(x: Tensor) -> Part:
+    dims = [dim for dim in range(x.ndim) if dim != 1]
+    return (x * x).sum(dims), x.numel() // x.shape[1]
 
-    Args:
-        module: A layer with factors.
-        gradient: Gradient of the batch's mean loss with respect to the layer's output.
-        num_examples: B; multiplying by it turns the gradient of the mean into that of each example's own loss, so that S does not
-            depend on how a batch is cut up.
-    """
-    s = gradient.detach().float() * num_examples
-    if isinstance(module, (nn.Linear, nn.LayerNorm)):
-        width = module.out_features if isinstance(module, nn.Linear) else math.prod(module.normalized_shape)
-        flat = s.reshape(-1, width)
-        return (flat * flat).sum(0), flat.shape[0]
-    dims = [dim for dim in range(s.ndim) if dim != 1]
-    return (s * s).sum(dims), s.numel() // s.shape[1]
+
+def _channel_outputs(_: nn.Module, s: Tensor) -> Parts:
+    return {"row": _per_channel(s)}
+
+
+def _channel_inputs(_: nn.Module, x: Tensor) -> Parts:
+    return {"row": _per_channel(x)}
+
+
+def _transposed_outputs(module: nn.Module, s: Tensor) -> Parts:
+    """A transposed convolution reads its output's gradient as a convolution reads its input: the factors change places."""
+    assert isinstance(module, TRANSPOSED)
+    squares = (s * s).sum(0)
+    margins: list[int] = [int(padding) for padding in reversed(module.padding) for _ in range(2)]  # type: ignore[call-overload]
+    total, num_positions = patch_sums(functional.pad(squares, margins), module)
+    total = total.reshape(module.groups, -1, *module.kernel_size)
+    return {"column": (total, s.shape[0] * num_positions), "bias_row": _per_channel(s)}
+
+
+def _batch_norm_inputs(module: nn.Module, x: Tensor) -> Parts:
+    """Second moment of the normalised input, from the statistics that normalised it."""
+    assert isinstance(module, nn.modules.batchnorm._NormBase)  # noqa: SLF001
+    variance, mean = torch.var_mean(x, [dim for dim in range(x.ndim) if dim != 1], correction=0)
+    if not module.training and module.running_mean is not None and module.running_var is not None:
+        moment = (variance + (mean - module.running_mean) ** 2) / (module.running_var + module.eps)
+    else:
+        moment = variance / (variance + module.eps)
+    count = x.numel() // x.shape[1]
+    return {"column": (moment * count, count)}
+
+
+def _layer_norm_inputs(module: nn.Module, x: Tensor) -> Parts:
+    shape = module.normalized_shape
+    assert isinstance(shape, tuple)
+    normalise = functional.rms_norm if isinstance(module, nn.RMSNorm) else functional.layer_norm
+    eps = module.eps
+    assert eps is None or isinstance(eps, float)
+    normal = normalise(x, list(shape), eps=eps) if eps is not None else normalise(x, list(shape))
+    return {"column": _per_normalised_entry(normal, shape)}
+
+
+def _layer_norm_outputs(module: nn.Module, s: Tensor) -> Parts:
+    shape = module.normalized_shape
+    assert isinstance(shape, tuple)
+    return {"row": _per_normalised_entry(s, shape)}
+
+
+def _per_normalised_entry(x: Tensor, shape: tuple[int, ...]) -> Part:
+    flat = x.reshape(-1, *shape)
+    return (flat * flat).sum(0), flat.shape[0]
+
+
+def _group_norm_inputs(module: nn.Module, x: Tensor) -> Parts:
+    assert isinstance(module, nn.GroupNorm)
+    return {"column": _per_channel(functional.group_norm(x, module.num_groups, eps=module.eps))}
+
+
+def _embedding_inputs(module: nn.Module, x: Tensor) -> Parts:
+    """How often each row was read: the input of an embedding is one-hot."""
+    assert isinstance(module, nn.Embedding)
+    return {"row": (torch.bincount(x.flatten(), minlength=module.num_embeddings).float(), x.numel())}
+
+
+Handler = tuple[Callable[[nn.Module, Tensor], Parts], Callable[[nn.Module, Tensor], Parts]]
+
+_HANDLERS: dict[type[nn.Module], Handler] = {
+    nn.Linear: (_linear_inputs, _linear_outputs),
+    nn.LayerNorm: (_layer_norm_inputs, _layer_norm_outputs),
+    nn.RMSNorm: (_layer_norm_inputs, _layer_norm_outputs),
+    nn.GroupNorm: (_group_norm_inputs, _channel_outputs),
+    nn.Embedding: (_embedding_inputs, _embedding_outputs),
+    **dict.fromkeys(CONVOLUTIONS, (_convolution_inputs, _channel_outputs)),
+    **dict.fromkeys(TRANSPOSED, (_channel_inputs, _transposed_outputs)),
+    **dict.fromkeys(BATCH_NORMS, (_batch_norm_inputs, _channel_outputs)),
+}
+
+
+def _handlers(module: nn.Module) -> Handler | None:
+    """The handlers of the first base class whose forward the module really runs."""
+    for base in type(module).__mro__:
+        if base in _HANDLERS and type(module).forward is base.forward:
+            return _HANDLERS[base]
+    return None

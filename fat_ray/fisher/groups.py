@@ -10,28 +10,36 @@ from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from fat_ray.events import GroupInfo
+from fat_ray.spec.run import GroupSpec
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows `start` to `stop` (exclusive) of a parameter, along dimension 0; a scalar has one row.
+class Block:
+    """Entries `start` to `stop` (exclusive) of a parameter along one dimension, all of the others; a scalar has one entry.
 
     Attributes:
         parameter: Name in `model.named_parameters()`.
         role: Name within its module, such as ``weight``.
-        columns: Entries per row.
+        shape: Shape of the whole parameter.
+        dim: 0 for rows, 1 for columns.
     """
 
     parameter: str
     role: str
+    shape: tuple[int, ...]
+    dim: int
     start: int
     stop: int
-    columns: int
 
     @property
     def elements(self) -> int:
         """Number of entries."""
-        return (self.stop - self.start) * self.columns
+        return (self.stop - self.start) * math.prod(self.shape[: self.dim]) * math.prod(self.shape[self.dim + 1 :])
+
+    @property
+    def index(self) -> tuple[slice, ...]:
+        """Indexes the entries in a tensor or array of `shape`."""
+        return (*(slice(None),) * self.dim, slice(self.start, self.stop)) if self.shape else ()
 
 
 @dataclass(frozen=True)
@@ -39,16 +47,16 @@ class Group:
     """Entries of one module that freeze together.
 
     Attributes:
-        name: Unique in the model: the module's path with the rows, if the module is cut.
+        name: Unique in the model: the module's path, with the tensor where groups hold single tensors, and the rows or columns.
         layer: Path of the module; empty for the model itself.
         kind: Class name of the module.
-        members: The rows of each tensor, weight first.
+        members: The block of each tensor, weight first.
     """
 
     name: str
     layer: str
     kind: str
-    members: tuple[Rows, ...]
+    members: tuple[Block, ...]
 
     @property
     def elements(self) -> int:
@@ -60,41 +68,43 @@ class Group:
         return GroupInfo(self.name, self.layer, self.kind, self.elements)
 
 
-def build_groups(model: nn.Module, blocks: int, min_block_rows: int) -> list[Group]:
+def build_groups(model: nn.Module, spec: GroupSpec) -> list[Group]:
     """Cuts all trainable parameters into groups, in the order of `model.named_modules()`.
 
-    A weight of two or more dimensions is cut into blocks of rows, each with the bias entries of the same rows; the vectors of a norm
-    layer form one group; any other parameter is cut alone. A parameter shared by several modules belongs to the first.
+    A weight of two or more dimensions is cut into blocks of rows or columns. With `bias: with_rows`, row blocks carry the bias entries
+    of the same rows, and the vectors of a norm layer form one group. A parameter shared by several modules belongs to the first.
 
     Args:
         model: The network.
-        blocks: Row blocks k per tensor.
-        min_block_rows: Fewer blocks are made rather than blocks of fewer rows.
+        spec: How to cut.
     """
     groups: list[Group] = []
     seen: set[int] = set()
     for layer, module in model.named_modules():
         own = {role: p for role, p in module.named_parameters(recurse=False) if p.requires_grad and id(p) not in seen}
         seen.update(id(parameter) for parameter in own.values())
-        units = list(_units(module, own))
+        units = list(_units(module, own, spec))
         for roles in units:
-            groups += _cut(layer, module, {role: own[role] for role in roles}, blocks, min_block_rows, alone=len(units) == 1)
+            groups += _cut(layer, module, {role: own[role] for role in roles}, spec, alone=len(units) == 1)
     return groups
 
 
-def _units(module: nn.Module, own: dict[str, nn.Parameter]) -> Iterator[tuple[str, ...]]:
-    """The tensors of a module that are cut together: weights with their biases, all vectors, then what is left."""
+def _units(module: nn.Module, own: dict[str, nn.Parameter], spec: GroupSpec) -> Iterator[tuple[str, ...]]:
+    """The tensors of a module that are cut together: weights with their biases, all vectors of a norm, else each by itself."""
+    if spec.bias == "apart" or spec.along == "columns":
+        yield from ((role,) for role in own)
+        return
     paired = {}
     for role, parameter in own.items():
         bias = role.replace("weight", "bias")
         if parameter.ndim > 1 and bias != role and bias in own and _rows_match(module, parameter, own[bias]):
             paired[bias] = role
-    vectors = [role for role, parameter in own.items() if parameter.ndim <= 1 and role not in paired]
     for role, parameter in own.items():
         if parameter.ndim > 1:
             yield (role, *(bias for bias, weight in paired.items() if weight == role))
-    if {"weight", "bias"} >= set(vectors):
-        yield from [tuple(vectors)] if vectors else []
+    vectors = tuple(role for role, parameter in own.items() if parameter.ndim <= 1 and role not in paired)
+    if vectors and set(vectors) <= {"weight", "bias"}:
+        yield vectors
     else:
         yield from ((role,) for role in vectors)
 
@@ -104,16 +114,23 @@ def _rows_match(module: nn.Module, weight: nn.Parameter, bias: nn.Parameter) -> 
     return not isinstance(module, _ConvTransposeNd) and bias.ndim == 1 and bias.shape[0] == weight.shape[0]
 
 
-def _cut(layer: str, module: nn.Module, tensors: dict[str, nn.Parameter], blocks: int, min_rows: int, *, alone: bool) -> Iterator[Group]:
-    first_role, first = next(iter(tensors.items()))
-    num_rows = first.shape[0] if first.ndim else 1
-    num_blocks = max(1, min(blocks, num_rows // min_rows)) if first.ndim > 1 else 1
-    edges = np.floor(np.linspace(0, num_rows, num_blocks + 1)).astype(int).tolist()
-    base = layer if alone and layer else f"{layer}.{first_role}".lstrip(".")
+def _cut(layer: str, module: nn.Module, tensors: dict[str, nn.Parameter], spec: GroupSpec, *, alone: bool) -> Iterator[Group]:
+    role, first = next(iter(tensors.items()))
+    dim = 1 if spec.along == "columns" and first.ndim > 1 else 0
+    base = layer if alone and layer else f"{layer}.{role}".lstrip(".")
+    edges = _edges(layer, first, dim, spec)
     for start, stop in itertools.pairwise(edges):
-        members = tuple(_rows(layer, role, tensor, start, stop) for role, tensor in tensors.items())
-        yield Group(base if num_blocks == 1 else f"{base}[{start}:{stop}]", layer, type(module).__name__, members)
+        members = tuple(Block(f"{layer}.{name}".lstrip("."), name, tuple(t.shape), dim, start, stop) for name, t in tensors.items())
+        where = f"[{start}:{stop}]" if dim == 0 else f"[:, {start}:{stop}]"
+        yield Group(base if len(edges) == 2 else base + where, layer, type(module).__name__, members)
 
 
-def _rows(layer: str, role: str, tensor: nn.Parameter, start: int, stop: int) -> Rows:
-    return Rows(f"{layer}.{role}".lstrip("."), role, start, stop, math.prod(tensor.shape[1:]))
+def _edges(layer: str, tensor: nn.Parameter, dim: int, spec: GroupSpec) -> list[int]:
+    """Where the blocks begin and end: `floor(linspace(0, n, k + 1))`, within query, key and value each if they are split."""
+    extent = tensor.shape[dim] if tensor.ndim else 1
+    parts = 3 if spec.split_qkv and spec.along == "rows" and layer.endswith(".attn.qkv") and extent % 3 == 0 else 1
+    size = extent // parts
+    whole = tensor.ndim == 0 or (tensor.ndim == 1 and (spec.along == "columns" or spec.bias == "with_rows"))
+    num_blocks = 1 if whole else max(1, min(spec.blocks, size // spec.min_block))
+    inner = np.floor(np.linspace(0, size, num_blocks + 1)).astype(int)
+    return sorted({int(part * size + edge) for part in range(parts) for edge in inner})

@@ -1,110 +1,209 @@
-"""From collected means to one distance per group, equal on every rank: the running averages, the previous state, and who computes what."""
+"""From collected sums to one distance per group, equal to the bit on every rank: states, what they are compared with, who computes what."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fat_ray.fisher.drift import js_distance
-from fat_ray.fisher.factors import CONVOLUTIONS, has_factors
-from fat_ray.fisher.groups import Group, Rows
-from fat_ray.fisher.reduce import Means, all_sum, world
+from fat_ray.fisher.collector import Sums, covered_layers
+from fat_ray.fisher.drift import automatic_bins, js_divergence_sorted
+from fat_ray.fisher.factors import ExactFormulas, Formulas
+from fat_ray.fisher.groups import Group
+from fat_ray.fisher.reduce import all_sum, reduce_sums, world
+from fat_ray.fisher.released import ReleasedFormulas
+from fat_ray.fisher.state import SQUARES, PartKey, RunningAverage, State, group_values, is_known
 from fat_ray.spec.run import DriftSpec, FisherSpec
 
 Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+Gradients = Callable[[str], Floats]
+"""Name of a parameter to the square of its mean gradient over the global batch."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Distances of one update.
+
+    Attributes:
+        distance: Per group; with noise correction the divergence above what noise explains, which may be negative.
+        noise: Per group, the divergence of the noise alone; 0 without correction.
+        measured: Which groups were compared.
+        finite: Whether all statistics were; if not, nothing was compared.
+    """
+
+    distance: Floats
+    noise: Floats
+    measured: Bools
+    finite: bool = True
+
+
+def build_formulas(spec: FisherSpec) -> Formulas:
+    """The formulas a specification names."""
+    return ReleasedFormulas() if spec.formulas == "released" else ExactFormulas()
 
 
 class DriftMeter:
-    """Measures how far each group's Fisher distribution moved since the previous collection.
+    """Measures how far each group's Fisher distribution moved.
 
-    Only factors are kept (inputs + outputs per layer), never a matrix: a group's values are formed when it is compared. Parameters
-    outside layers with factors keep their mean squared gradient instead. Each rank compares a share of the groups.
+    With `compare: previous` only factors are kept (inputs + outputs per layer and half), never a matrix. With `compare: average` each
+    rank keeps the element-wise averages of the groups it compares, in float32. Parameters without factors keep their squared gradients.
 
     Args:
         model: The network the groups were built from.
         groups: All groups, in order.
-        fisher: Running average.
-        drift: Distance.
+        fisher: Estimation.
+        drift: Comparison.
     """
 
     def __init__(self, model: nn.Module, groups: list[Group], fisher: FisherSpec, drift: DriftSpec) -> None:
-        modules = dict(model.named_modules())
-        self._groups = groups
-        self._factored = {group.layer: has_factors(modules[group.layer]) for group in groups}
-        self._convolutions = {layer for layer in self._factored if isinstance(modules[layer], CONVOLUTIONS)}
-        self._decay = 0.0 if fisher.average == "none" else fisher.decay
-        self._drift = drift
-        self._average: Means = {}
-        self._count: dict[tuple[str, str], int] = {}
-        self._previous: Means = {}
+        self._groups, self._fisher, self._drift = groups, fisher, drift
+        self._formulas = build_formulas(fisher)
+        covered = covered_layers(model, groups, self._formulas) if fisher.estimator == "kronecker" else {}
+        self._modules = covered
+        self.factored = np.array([group.layer in covered for group in groups])
+        self._averages = [RunningAverage(fisher.average, fisher.decay) for _ in range(2)]
+        self._previous: list[State] = []
+        self._elementwise: dict[int, Floats32] = {}
+        self._updates = 0
+        self._sizes = [group.elements for group in groups]
+        self._owners = _owners(self._sizes, world()[1])  # of the element-wise averages, which stay where they are
+        self._waiting: dict[PartKey, Floats] = {}
 
-    def uncovered(self, active: Bools) -> list[str]:
-        """Parameters of active groups whose Fisher is their mean squared gradient."""
-        members = [
-            member
-            for group, on in zip(self._groups, active, strict=True)
-            if on and not self._factored[group.layer]
-            for member in group.members
-        ]
-        return list(dict.fromkeys(member.parameter for member in members))
+    @property
+    def halves(self) -> bool:
+        """Whether the two halves of each batch must be collected apart."""
+        return self._drift.noise == "swap"
 
-    def update(self, means: Means, active: Bools, device: torch.device) -> tuple[Floats, Bools]:
-        """Takes a new collection into the running averages and compares them with those of the previous one.
+    @property
+    def dead(self) -> Bools:
+        """Groups whose Fisher is zero by decree (`uncovered: zero`)."""
+        return ~self.factored if self._fisher.uncovered == "zero" else np.zeros_like(self.factored)
+
+    def update(self, sums: Sums, squared_gradient: Gradients, active: Bools, device: torch.device) -> Measurement:
+        """Takes a collection into the state, and compares.
 
         Args:
-            means: (layer, ``H``/``S``) to means over the global batch, and (parameter, ``G``) to squared gradients; equal on all ranks.
-            active: Groups to compare; the others may be absent from `means`.
-            device: Where the collective runs.
-
-        Returns:
-            The distances, shape (groups,), and which of them were measured; equal to the bit on every rank.
+            sums: What this rank's collector took.
+            squared_gradient: For parameters without factors.
+            active: Groups to compare; layers of the others need not be in `sums`.
+            device: Where the collectives run.
         """
-        current = {key: self._averaged(key, value) for key, value in means.items()}
-        previous, self._previous = self._previous, current
-        measured = np.array([on and self._known(group, current, previous) for group, on in zip(self._groups, active, strict=True)])
-        distances = np.zeros(len(self._groups))
-        for index in self._share(measured):
-            before, now = (self._values(self._groups[index], state) for state in (previous, current))
-            distances[index] = js_distance(before, now, bins=self._drift.bins, centre=self._drift.centre)
-        shared = all_sum(torch.from_numpy(distances).to(device))
-        return shared.cpu().numpy(), measured
+        states = self._advance(sums, squared_gradient, active, device)
+        num_groups = len(self._groups)
+        if not all(np.isfinite(value).all() for state in states for value in state.values()):
+            return Measurement(np.zeros(num_groups), np.zeros(num_groups), np.zeros(num_groups, bool), finite=False)
+        if self._drift.compare == "average":
+            found, measured = self._compare_with_average(states, active)
+        else:
+            found, measured = self._compare_with_previous(states, active)
+        # squared gradients that wait for their second half keep their previous state
+        kept = [{key: value for key, value in state.items() if key in self._waiting} for state in self._previous or [{} for _ in states]]
+        self._previous = [{**old, **new} for old, new in zip(kept, states, strict=True)]
+        self._updates += 1
+        shared = all_sum(torch.from_numpy(found).to(device)).cpu().numpy()
+        return Measurement(shared[0], shared[1], measured)
 
-    def _averaged(self, key: tuple[str, str], value: Floats) -> Floats:
-        """`x̄ <- γx̄ + (1-γ)x`, divided by `1 - γ^count` so that the start at zero leaves no trace."""
-        count = self._count[key] = self._count.get(key, 0) + 1
-        average = self._average[key] = self._decay * self._average.get(key, np.zeros_like(value)) + (1 - self._decay) * value
-        return average / (1 - self._decay**count)
+    def _advance(self, sums: Sums, squared_gradient: Gradients, active: Bools, device: torch.device) -> list[State]:
+        """The states after this collection: one per half with noise correction, else one."""
+        totals = reduce_sums(sums, device)
+        halves = (0, 1) if self.halves else (1,)
+        states: list[dict[PartKey, Floats]] = []
+        for half in halves:
+            state: dict[PartKey, Floats] = {}
+            for layer in dict.fromkeys(layer for layer, _, _ in totals):
+                parts = {part: total for (of, part, h), total in totals.items() if of == layer and h == half}
+                for part, value in self._formulas.finish(self._modules[layer], parts).items():
+                    state[layer, part] = self._averages[half].update((layer, part), value)
+            states.append(state)
+        if self._fisher.uncovered == "squared_gradient" or self._fisher.estimator == "squared_gradient":
+            self._add_squares(states, squared_gradient, active)
+        return list(states)
 
-    def _known(self, group: Group, *states: Means) -> bool:
-        keys = [(group.layer, "H"), (group.layer, "S")] if self._factored[group.layer] else [(m.parameter, "G") for m in group.members]
-        return all(key in state for key in keys for state in states)
+    def _add_squares(self, states: list[dict[PartKey, Floats]], squared_gradient: Gradients, active: Bools) -> None:
+        """Squared gradients of active parameters without factors; with noise correction, consecutive collections are the two halves."""
+        names = dict.fromkeys(
+            member.parameter
+            for group, on, factored in zip(self._groups, active, self.factored, strict=True)
+            if on and not factored
+            for member in group.members
+        )
+        for name in names:
+            key = (name, SQUARES)
+            squares = squared_gradient(name)
+            if not self.halves:
+                states[0][key] = self._averages[1].update(key, squares)
+            elif key in self._waiting:
+                for state, average, value in zip(states, self._averages, (self._waiting.pop(key), squares), strict=True):
+                    state[key] = average.update(key, value)
+            else:
+                self._waiting[key] = squares
 
-    def _share(self, measured: Bools) -> list[int]:
-        """The groups this rank compares: largest first, each to the rank with the least work so far."""
-        rank, size = world()
-        load = [0] * size
-        mine = []
-        for index in sorted(np.flatnonzero(measured).tolist(), key=lambda i: -self._groups[i].elements):
-            owner = load.index(min(load))
-            load[owner] += self._groups[index].elements + 2000  # a comparison costs about as much as sorting so many elements
-            if owner == rank:
-                mine.append(index)
-        return mine
+    def _compare_with_previous(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
+        found = np.zeros((2, len(self._groups)))
+        previous = self._previous or [{} for _ in states]
+        measured = np.array([on and self._known(index, [*states, *previous]) for index, on in enumerate(active)])
+        for index in self._mine(measured, _owners([size if on else 0 for size, on in zip(self._sizes, measured, strict=True)], world()[1])):
+            if self.halves:
+                (before_a, before_b), (now_a, now_b) = previous, states
+                drift = self._divergence(index, (before_a, before_b), (now_a, now_b))
+                noise = self._divergence(index, (now_a, before_b), (before_a, now_b))
+                found[:, index] = drift - noise, noise
+            else:
+                found[0, index] = np.sqrt(self._divergence(index, previous, states))
+        return found, measured
 
-    def _values(self, group: Group, state: Means) -> NDArray[np.float32]:
-        return np.concatenate([self._member_values(group.layer, member, state).ravel() for member in group.members])
+    def _known(self, index: int, states: list[State]) -> bool:
+        return all(is_known(self._groups[index], state, factored=bool(self.factored[index])) for state in states)
 
-    def _member_values(self, layer: str, rows: Rows, state: Means) -> NDArray[np.float32]:
-        """Diagonal Fisher of some rows, in float32: `S ⊗ H` for a weight, S for its bias, or the squared gradient."""
-        block = slice(rows.start, rows.stop)
-        if not self._factored[layer]:
-            return state[rows.parameter, "G"].reshape(-1, rows.columns)[block].astype(np.float32)
-        outputs, inputs = state[layer, "S"].astype(np.float32), state[layer, "H"].astype(np.float32)
-        if rows.role == "bias":
-            return outputs[block]
-        if inputs.ndim == 1:
-            return outputs[block] * inputs[block]
-        rows_per_group = outputs.size // inputs.shape[0] if layer in self._convolutions else outputs.size
-        owner = np.arange(rows.start, rows.stop) // rows_per_group
-        return outputs[block, None] * inputs[owner]
+    def _divergence(self, index: int, reference: list[State] | tuple[State, State], current: list[State] | tuple[State, State]) -> float:
+        return self._js(np.sort(self._mean_values(index, reference)), np.sort(self._mean_values(index, current)))
+
+    def _js(self, reference: Floats32, current: Floats32) -> float:
+        bins = automatic_bins(reference.size) if self._drift.bins == "auto" else self._drift.bins
+        return js_divergence_sorted(reference, current, mode=self._drift.distance, bins=bins, centre=self._drift.centre)
+
+    def _mean_values(self, index: int, states: list[State] | tuple[State, State]) -> Floats32:
+        """Values of a group under the mean of some states; the factors are averaged, not their products."""
+        group, factored = self._groups[index], bool(self.factored[index])
+        if len(states) == 1:
+            return group_values(group, states[0], factored=factored)
+        first, second = states
+        keys = [key for key in first if key[0] == group.layer] if factored else [(m.parameter, SQUARES) for m in group.members]
+        return group_values(group, {key: 0.5 * (first[key] + second[key]) for key in keys}, factored=factored)
+
+    def _compare_with_average(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
+        """Each state against the element-wise average of all before; the first state only starts the average."""
+        found = np.zeros((2, len(self._groups)))
+        present = np.array([on and self._known(index, states) for index, on in enumerate(active)])
+        measured = present & (self._updates > 0)
+        decay = np.float32(self._drift.compare_decay)
+        for index in self._mine(present, self._owners):
+            values = self._mean_values(index, states)
+            average = self._elementwise.get(index)
+            if average is None:
+                self._elementwise[index] = values
+                continue
+            found[0, index] = np.sqrt(self._js(np.sort(average), np.sort(values)))
+            average *= decay
+            values *= np.float32(1.0 - self._drift.compare_decay)
+            average += values
+        for frozen in np.flatnonzero(~active).tolist():
+            self._elementwise.pop(frozen, None)
+        return found, measured
+
+    def _mine(self, wanted: Bools, owners: list[int]) -> list[int]:
+        rank = world()[0]
+        return [int(index) for index in np.flatnonzero(wanted) if owners[index] == rank]
+
+
+def _owners(sizes: list[int], num_ranks: int) -> list[int]:
+    """Which rank compares which group: largest first, each to the rank with the least work so far."""
+    load, owners = [0] * num_ranks, [0] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        owners[index] = load.index(min(load))
+        load[owners[index]] += sizes[index] + 2000  # a comparison costs about as much as sorting so many elements
+    return owners

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fat_ray.errors import RankDisagreementError
-from fat_ray.fisher.collector import Sums
+from fat_ray.fisher.collector import Key, Sums
 
-Means = dict[tuple[str, str], NDArray[np.float64]]
-"""(layer, ``H`` or ``S``) to the mean of squares over the global batch."""
+Totals = dict[Key, tuple[NDArray[np.float64], float]]
+"""(layer, part, half) to the sum over the global batch and its count."""
 
 
 def world() -> tuple[int, int]:
@@ -29,8 +29,8 @@ def all_sum(values: Tensor) -> Tensor:
     return values
 
 
-def reduce_sums(sums: Sums, device: torch.device) -> Means:
-    """Means over all ranks from each rank's sums, by one all-reduce of a flat float64 bucket (sums, then counts).
+def reduce_sums(sums: Sums, device: torch.device) -> Totals:
+    """Sums and counts over all ranks, by one all-reduce of a flat float64 bucket (sums, then counts).
 
     Every rank must have collected the same layers.
 
@@ -44,7 +44,8 @@ def reduce_sums(sums: Sums, device: torch.device) -> Means:
     flat = all_sum(torch.cat([*(value.flatten().to(torch.float64) for value, _ in sums.values()), counts])).cpu()
     *parts, totals = torch.split(flat, [value.numel() for value, _ in sums.values()] + [len(sums)])
     return {
-        key: (part / total).reshape(value.shape).numpy() for (key, (value, _)), part, total in zip(sums.items(), parts, totals, strict=True)
+        key: (part.reshape(value.shape).numpy(), float(total))
+        for (key, (value, _)), part, total in zip(sums.items(), parts, totals, strict=True)
     }
 
 

@@ -1,8 +1,8 @@
 """Carries decisions out: what is frozen does not move, to the bit, whatever the optimizer does.
 
-A tensor whose rows are all frozen leaves autograd and the optimizer, so that its gradient is neither computed nor communicated nor stored.
-A tensor that is frozen in part keeps its gradient; the frozen rows of the gradient are cleared before clipping, so that only active entries
-count, and the frozen rows of the parameter are put back after the optimizer's step.
+A tensor whose entries are all frozen leaves autograd and the optimizer: its gradient is neither computed nor communicated nor stored.
+A tensor that is frozen in part keeps its gradient; the frozen blocks of the gradient are cleared before clipping, so that only active
+entries count, and the frozen blocks of the parameter are put back after the optimizer's step.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fat_ray.fisher.groups import Group
+from fat_ray.fisher.groups import Block, Group
 
 Bools = NDArray[np.bool_]
 
@@ -34,7 +34,7 @@ class Freezer:
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._optimizer = optimizer
         self._groups = groups
-        self._partial: dict[str, list[slice]] = {}
+        self._partial: dict[str, list[tuple[slice, ...]]] = {}
         self.elements = np.array([group.elements for group in groups], np.int64)
         self.active: Bools = np.ones(len(groups), np.bool_)
         _check_partition(self._parameters, groups)
@@ -69,21 +69,16 @@ class Freezer:
         return bool(dropped)
 
     def _refresh(self, name: str) -> bool:
-        """Notes the frozen rows of a tensor; True when all of them are."""
-        frozen = [
-            slice(member.start, member.stop)
-            for group, on in zip(self._groups, self.active, strict=True)
-            for member in group.members
-            if member.parameter == name and not on
-        ]
+        """Notes the frozen blocks of a tensor; True when all of it is frozen."""
+        states = zip(self._groups, self.active, strict=True)
+        blocks = [(member, on) for group, on in states for member in group.members if member.parameter == name]
         parameter = self._parameters[name]
-        num_rows = parameter.shape[0] if parameter.ndim else 1
-        if sum(rows.stop - rows.start for rows in frozen) == num_rows:
+        if not any(on for _, on in blocks):
             self._partial.pop(name, None)
             parameter.requires_grad_(False)  # noqa: FBT003  torch takes it by position
             parameter.grad = None
             return True
-        self._partial[name] = frozen
+        self._partial[name] = [member.index for member, on in blocks if not on]
         return False
 
     def _forget(self, parameters: Iterable[Tensor]) -> None:
@@ -99,34 +94,36 @@ class Freezer:
             group["params"] = kept
 
     def mask_gradients(self) -> None:
-        """Clears the gradients of frozen rows; call after backward and before clipping."""
+        """Clears the gradients of frozen blocks; call after backward and before clipping."""
         for name, frozen in self._partial.items():
             gradient = self._parameters[name].grad
             if gradient is not None:
-                for rows in frozen:
-                    gradient[rows] = 0
+                for block in frozen:
+                    gradient[block] = 0
 
     @contextmanager
     def protect(self) -> Iterator[None]:
-        """Wraps the optimizer's step: frozen rows are the same before and after, to the bit."""
+        """Wraps the optimizer's step: frozen blocks are the same before and after, to the bit."""
         with torch.no_grad():
-            partial = [(self._parameters[name], rows) for name, frozen in self._partial.items() for rows in frozen]
-            kept = [(parameter, rows, parameter[rows].clone()) for parameter, rows in partial]
+            partial = [(self._parameters[name], block) for name, frozen in self._partial.items() for block in frozen]
+            kept = [(parameter, block, parameter[block].clone()) for parameter, block in partial]
         yield
         with torch.no_grad():
-            for parameter, rows, values in kept:
-                parameter[rows] = values
+            for parameter, block, values in kept:
+                parameter[block] = values
 
 
 def _check_partition(parameters: dict[str, nn.Parameter], groups: list[Group]) -> None:
-    covered: dict[str, list[tuple[int, int]]] = {name: [] for name in parameters}
+    covered: dict[str, list[Block]] = {name: [] for name in parameters}
     for group in groups:
         for member in group.members:
             if member.parameter not in covered:
                 raise ValueError(f"group {group.name} holds {member.parameter}, which is not a trainable parameter of the model")
-            covered[member.parameter].append((member.start, member.stop))
-    for name, runs in covered.items():
-        num_rows = parameters[name].shape[0] if parameters[name].ndim else 1
-        edges = [edge for run in sorted(runs) for edge in run]
-        if edges[:1] != [0] or edges[-1:] != [num_rows] or edges[1:-1:2] != edges[2:-1:2]:
-            raise ValueError(f"the groups do not cover the {num_rows} rows of {name} exactly once: {sorted(runs)}")
+            covered[member.parameter].append(member)
+    for name, blocks in covered.items():
+        runs = sorted((block.start, block.stop) for block in blocks)
+        dims = {block.dim for block in blocks}
+        extent = parameters[name].shape[dims.pop()] if len(dims) == 1 and parameters[name].ndim else 1
+        edges = [edge for run in runs for edge in run]
+        if dims or edges[:1] != [0] or edges[-1:] != [extent] or edges[1:-1:2] != edges[2:-1:2]:
+            raise ValueError(f"the groups do not cover the {extent} rows or columns of {name} exactly once: {runs}")

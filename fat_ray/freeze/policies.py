@@ -24,24 +24,35 @@ class FullFineTuning:
 
 
 class FisherDrift:
-    """Freezes groups whose smoothed Fisher drift fell below `mean + λ·std` of the active ones (arXiv 2606.10196, Alg. 2)."""
+    """Freezes groups whose smoothed Fisher drift fell below `mean + λ·std` of the active ones (arXiv 2606.10196, Alg. 2).
+
+    Args:
+        spec: Threshold, window and limits.
+        bury_dead: Whether groups whose Fisher is zero by decree freeze at step 0, as released.
+    """
 
     needs_drift = True
 
-    def __init__(self, spec: FreezeSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: FreezeSpec, *, bury_dead: bool = False) -> None:
+        self._spec, self._bury_dead = spec, bury_dead
 
     def is_due(self, step: int) -> bool:
-        """Every n steps after the warm-up, never at step 0."""
-        return step > 0 and step >= self._spec.warmup_steps and step % self._spec.every == 0
+        """Every n steps after the warm-up; at step 0 only to freeze groups without Fisher."""
+        if step == 0:
+            return self._bury_dead
+        return step >= self._spec.warmup_steps and step % self._spec.every == 0
 
     def decide(self, observation: Observation) -> Decision:
         """See `rules.threshold` and `rules.select`; without any score nothing freezes and there is no threshold."""
+        if observation.step == 0:
+            return Decision(observation.active & observation.dead)
         eligible = observation.active & np.isfinite(observation.scores)
         if not eligible.any():
             return Decision(np.zeros_like(observation.active))
         tau = rules.threshold(observation.scores, eligible, self._spec.threshold)
-        chosen = rules.select(observation.scores, eligible, observation.elements, tau, floor=self._spec.floor, cap=self._spec.cap)
+        confidence = self._spec.confidence
+        upper = observation.scores + confidence * observation.errors if confidence else observation.scores
+        chosen = rules.select(upper, eligible, observation.elements, tau, floor=self._spec.floor, cap=self._spec.cap)
         return Decision(chosen.freeze, tau, chosen.limited_by)
 
 
@@ -69,11 +80,12 @@ class RandomMatched:
         return Decision(rules.select_random(observation.active, observation.elements, self._targets[observation.step], rng))
 
 
-def build_policy(spec: FreezeSpec, *, seed: int, follow: Sequence[tuple[int, int]] | None) -> Policy:
+def build_policy(spec: FreezeSpec, *, seed: int, follow: Sequence[tuple[int, int]] | None, bury_dead: bool = False) -> Policy:
     """The policy that a specification names.
 
     Args:
         spec: Its settings.
+        bury_dead: See `FisherDrift`.
         seed: Seed of the run.
         follow: For random_matched, the schedule to follow.
 
@@ -84,7 +96,7 @@ def build_policy(spec: FreezeSpec, *, seed: int, follow: Sequence[tuple[int, int
         case "none":
             return FullFineTuning()
         case "fisher_drift":
-            return FisherDrift(spec)
+            return FisherDrift(spec, bury_dead=bury_dead)
         case "random_matched":
             if follow is None:
                 raise ValueError("freeze.policy = random_matched needs a recorded schedule to follow: launch it as a baseline of a study")

@@ -19,6 +19,8 @@ class Observation:
         step: Optimizer steps done so far.
         event: Decisions taken before this one.
         scores: Per group, NaN where nothing was measured yet.
+        errors: Per group, the standard error of its mean distance; infinite where too little was measured.
+        dead: Per group, whether its Fisher is zero by decree.
         active: Per group, whether it is active.
         elements: Per group, its number of entries.
     """
@@ -26,6 +28,8 @@ class Observation:
     step: int
     event: int
     scores: Floats
+    errors: Floats
+    dead: Bools
     active: Bools
     elements: Ints
 

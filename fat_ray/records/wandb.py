@@ -102,7 +102,7 @@ class WandbMirror:
             live.step = row[AXIS]
 
     def _open(self, run: str) -> _Live:
-        import wandb  # noqa: PLC0415 takes a second, and nothing at all when the mirror is disabled
+        import wandb
 
         start = run_start(self._directory, run)
         manifest = read_manifest(self._directory)
@@ -129,7 +129,7 @@ class WandbMirror:
         live = self._live.pop(run, None)
         if live is None:
             return
-        import wandb  # noqa: PLC0415 see _open
+        import wandb
 
         self._finished.add(run)
         end = run_end(self._directory, run)
@@ -179,7 +179,7 @@ def _new_rows(directory: Path, run: str, mirrored: set[Path]) -> dict[str, pa.Ta
 
 
 def _as_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
-    import wandb  # noqa: PLC0415 see WandbMirror._open
+    import wandb
 
     return {name: wandb.Histogram(np_histogram=value) if name == "drift/histogram" else value for name, value in row.items()}
 
@@ -206,7 +206,7 @@ def _settings(wandb: Any) -> Any:
 
 
 def _check_credentials() -> None:
-    import wandb  # noqa: PLC0415 see WandbMirror._open
+    import wandb
 
     wandb.setup(settings=wandb.Settings(silent=True, mode="online"))
     try:

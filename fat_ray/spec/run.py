@@ -1,6 +1,7 @@
 """One run: what is trained, how, what is measured, and when groups freeze. A trial of a study is one of these per seed."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,7 +17,7 @@ class OptimizerSpec(Strict):
     """Peak learning rate."""
     weight_decay: NonNegative = 0.01
     """Acts on active entries only."""
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
     """AdamW only."""
     momentum: Decay = 0.9
     """SGD only."""
@@ -62,29 +63,59 @@ class TrainSpec(Strict):
         return self
 
 
+class GroupSpec(Strict):
+    """How parameters are cut into groups that freeze together."""
+
+    along: Literal["rows", "columns"] = "rows"
+    """rows: blocks of dimension 0 (outputs); columns: blocks of dimension 1 (inputs), vectors stay whole."""
+    blocks: Count = 4
+    """Blocks k per tensor."""
+    min_block: Count = 4
+    """A tensor is cut into fewer blocks rather than into blocks of fewer rows (or columns) than this."""
+    bias: Literal["with_rows", "apart"] = "with_rows"
+    """with_rows: bias entries join the rows of their weight, and the vectors of a norm are one group; apart: each tensor by itself."""
+    split_qkv: bool = False
+    """Cut the rows of a module whose path ends in `.attn.qkv` into query, key and value first."""
+
+
 class FisherSpec(Strict):
-    """How the diagonal Fisher information is estimated (METHOD of the documentation, section 1)."""
+    """How the diagonal Fisher information is estimated (docs/method.md, section 1)."""
 
     every: Count = 4
     """Collection window m: statistics are collected every so many steps."""
-    average: Literal["bias_corrected", "none"] = "bias_corrected"
-    """Running average of the factors over collections; none: each collection stands alone."""
+    groups: GroupSpec = GroupSpec()
+    estimator: Literal["kronecker", "squared_gradient"] = "kronecker"
+    """kronecker: products of the factors of a layer; squared_gradient: the square of the mean gradient, for every parameter."""
+    formulas: Literal["exact", "released"] = "exact"
+    """released: the factors of the released code, its errors included; Linear, Conv2d, BatchNorm2d and LayerNorm only."""
+    average: Literal["bias_corrected", "decayed", "reset", "none"] = "bias_corrected"
+    """Running average of the factors. bias_corrected: from zero, divided by 1 - γ^count; decayed: from the first estimate; reset: from
+    one at every collection, as released; none: each collection stands alone."""
     decay: Decay = 0.8
     """γ of the running average."""
-    blocks: Count = 4
-    """Row blocks k that each weight of two or more dimensions is cut into, with the bias entries of the same rows."""
-    min_block_rows: Count = 4
-    """A tensor is cut into fewer blocks rather than into blocks of fewer rows than this."""
+    uncovered: Literal["squared_gradient", "zero"] = "squared_gradient"
+    """Parameters without factors. zero: their Fisher is 0, and they freeze at step 0, as released."""
 
 
 class DriftSpec(Strict):
     """How two Fisher states of a group are compared."""
 
-    bins: Annotated[int, Field(ge=2, le=4096)] = 64
+    compare: Literal["previous", "average"] = "previous"
+    """What the new state is compared with: the previous one, or an element-wise average of all before (4 bytes per parameter)."""
+    compare_decay: Decay = 0.9
+    """Decay of that element-wise average."""
+    distance: Literal["log", "raw"] = "log"
+    """log: histograms of log10(|F| + 1e-12) between joint percentiles; raw: of |F| between joint minimum and maximum."""
+    bins: Annotated[int, Field(ge=2, le=4096)] | Literal["auto"] = 64
+    """Histogram bins; auto: 2·n^(1/3) for a group of n entries, between 8 and 64."""
     centre: Literal["median", "none"] = "median"
     """median: subtract each state's median log10 before binning, which makes the distance independent of scale."""
+    noise: Literal["swap", "none"] = "swap"
+    """swap: subtract the divergence expected from sampling noise alone, estimated from two halves of each batch."""
     smoothing: Decay = 0.9
-    """β of the exponential average of the distance (bias-corrected)."""
+    """β of the exponential average of the distance."""
+    start: Literal["corrected", "zero"] = "corrected"
+    """corrected: the average's start at zero is divided out; zero: the first update counts as a distance of 0, as released."""
     score: Literal["mean", "last", "total_variation"] = "mean"
     """What the policy compares: mean of the smoothed distances since the start, the last one, or the sum of their changes."""
 
@@ -103,15 +134,58 @@ class FreezeSpec(Strict):
     """Smallest fraction of elements that stays active."""
     cap: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Largest fraction of the active elements that one event may freeze."""
+    confidence: NonNegative = 0.0
+    """A group freezes only if its score plus this many of its standard errors lies below the threshold."""
     follow: str | None = None
     """random_matched only: the run whose recorded schedule is followed; null: the best finished run of the same study."""
+
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "corrected": {},
+    "paper": {
+        "fisher": {"groups": {"along": "columns", "min_block": 1}, "average": "decayed"},
+        "drift": {"centre": "none", "noise": "none", "start": "zero"},
+        "freeze": {"threshold": -0.9, "warmup_steps": 0, "floor": 0.0, "cap": 1.0},
+    },
+    "released": {
+        "fisher": {
+            "groups": {"min_block": 1, "bias": "apart", "split_qkv": True},
+            "formulas": "released",
+            "average": "reset",
+            "decay": 0.2,
+            "uncovered": "zero",
+        },
+        "drift": {"compare": "average", "centre": "none", "noise": "none", "start": "zero", "score": "total_variation"},
+        "freeze": {"threshold": -0.9, "warmup_steps": 0, "floor": 0.0, "cap": 1.0},
+    },
+}
+"""What a preset sets; every other field keeps its default. The defaults themselves are `corrected`."""
 
 
 class RunSpec(Strict):
     """Everything that decides what a run computes, but its seed."""
 
+    preset: Literal["corrected", "paper", "released"] = "corrected"
+    """Values for fisher, drift and freeze: this project's method, the paper's, or the released code's. A field given beside it wins."""
     task: TaskSpec = CrackSegmentationSpec()
     train: TrainSpec = TrainSpec()
     fisher: FisherSpec = FisherSpec()
     drift: DriftSpec = DriftSpec()
     freeze: FreezeSpec = FreezeSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, given: Any) -> Any:
+        """Fills in what the preset says under what the author wrote; sections that are built already are complete."""
+        if not isinstance(given, dict) or given.get("preset", "corrected") not in PRESETS:
+            return given
+        return merge(PRESETS[given.get("preset", "corrected")], given)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, mapping by mapping; anything that is not a mapping replaces what was there."""
+    merged = {**base, **over}
+    for key in base.keys() & over.keys():
+        if isinstance(base[key], Mapping) and isinstance(over[key], Mapping):
+            merged[key] = merge(base[key], over[key])
+    return merged

@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import distributed
 
 from fat_ray.errors import ResourceError, RunFailedError
 from fat_ray.events import RunEnd
+from fat_ray.spec.job import RunJob
 from fat_ray.spec.run import TrainSpec
 from fat_ray.train.failure import killed_by, one_line, root_cause, write_log
-from fat_ray.spec.job import RunJob
 from fat_ray.train.resources import backend
 from fat_ray.train.stop import clear_stop, stop_on_interrupt
-
-if TYPE_CHECKING:
-    import torch
+from fat_ray.train.worker import work
 
 Report = Callable[[dict[str, float]], None]
 
@@ -62,8 +63,6 @@ def run_local(job: RunJob, report: Report | None = None) -> RunEnd:
 def _check_gpus(spec: TrainSpec) -> None:
     if not spec.gpus_per_worker:
         return
-    import torch
-
     needed, found = spec.workers * spec.gpus_per_worker, torch.cuda.device_count()
     if needed > found:
         raise ResourceError(
@@ -71,15 +70,11 @@ def _check_gpus(spec: TrainSpec) -> None:
         )
 
 
-def _device(spec: TrainSpec, rank: int) -> "torch.device":
-    import torch
-
+def _device(spec: TrainSpec, rank: int) -> torch.device:
     return torch.device("cuda", int(rank * spec.gpus_per_worker)) if spec.gpus_per_worker else torch.device("cpu")
 
 
 def _in_process(job: RunJob, report: Report | None) -> RunEnd:
-    from fat_ray.train.worker import work
-
     with stop_on_interrupt(job.directory, job.run):
         try:
             return work(
@@ -206,11 +201,6 @@ def _end_with_parent() -> None:
 
 
 def _distributed(job: RunJob, rank: int, rendezvous: str, tell: Callable[..., None]) -> RunEnd:
-    import torch
-    from torch import distributed
-
-    from fat_ray.train.worker import work
-
     spec = job.spec.train
     device = _device(spec, rank)
     if device.type == "cuda":

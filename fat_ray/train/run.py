@@ -16,14 +16,16 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+import torch
 
 from fat_ray.errors import OutputError, RunFailedError
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.reader import run_end
-from fat_ray.train.failure import DIED, one_line, root_cause, write_log
 from fat_ray.spec.job import RunJob
+from fat_ray.train.failure import DIED, one_line, root_cause, write_log
 from fat_ray.train.resources import Executor, backend, worker_resources
 from fat_ray.train.stop import clear_stop, request_stop, stop_on_interrupt
+from fat_ray.train.worker import work
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -227,10 +229,6 @@ def _arguments(job: RunJob, callback: ray.train.UserCallback) -> dict[str, Any]:
 
 def _train_loop(config: dict[str, str]) -> None:
     """What Ray Train runs in each worker."""
-    import torch
-
-    from fat_ray.train.worker import work
-
     job = RunJob.model_validate_json(config["job"])
     device = ray.train.torch.get_device() if job.spec.train.gpus_per_worker else torch.device("cpu")
     rank = ray.train.get_context().get_world_rank()

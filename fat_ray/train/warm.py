@@ -50,6 +50,7 @@ class Lane:
         return True
 
     def kill(self) -> None:
+        """Ends the workers at once."""
         for actor in [*(worker.actor for worker in self.workers), self.sync_actor]:
             ray.kill(actor)
 
@@ -126,6 +127,7 @@ class WarmWorkerGroup(WorkerGroup):  # type: ignore[misc]
     """
 
     _lane: Lane | None = None
+    _worker_group_state: Any  # of the base class
 
     def _key(self) -> tuple[object, ...]:
         context = self._worker_group_context

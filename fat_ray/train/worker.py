@@ -14,9 +14,9 @@ from fat_ray.errors import RunFailedError
 from fat_ray.events import RunEnd
 from fat_ray.records.parquet import ParquetSink
 from fat_ray.records.sink import NullSink, Sink
+from fat_ray.spec.job import RunJob
 from fat_ray.tasks.registry import build_task
 from fat_ray.train.failure import one_line
-from fat_ray.spec.job import RunJob
 from fat_ray.train.resources import threads
 from fat_ray.train.stop import StopPoll
 
@@ -70,7 +70,7 @@ def clean_process(seed: int, num_threads: int) -> Iterator[None]:
     torch.use_deterministic_algorithms(mode=False)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = False
-    torch.set_grad_enabled(True)  # noqa: FBT003 - its only argument
+    torch.set_grad_enabled(True)
     try:
         yield
     finally:

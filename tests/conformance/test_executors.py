@@ -1,7 +1,6 @@
 """What a study may rely upon, whichever way Ray Train is used."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from tests.support.jobs import STEPS, tiny_job
 from tests.support.ray_session import RaySession, Usage
 from tests.support.trials import run_trials
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600, func_only=False)]  # the fixtures train
 
 BOUND_S = 30
 """Longest wait for Ray to notice what has been freed."""

@@ -12,38 +12,41 @@ from fat_ray.engine.loop import train
 from fat_ray.engine.step import Trainer, wrap
 from fat_ray.errors import RankDisagreementError
 from fat_ray.events import Drift, Eval, Freeze, Status, Step
-from fat_ray.fisher.collector import Collector
-from fat_ray.fisher.groups import build_groups
-from fat_ray.fisher.reduce import Means, check_agreement, reduce_sums, world
+from fat_ray.fisher.reduce import check_agreement, world
+from fat_ray.fisher.state import State
 from fat_ray.freeze.policies import FisherDrift
 from fat_ray.records.sink import MemorySink
 from fat_ray.spec.run import FreezeSpec
 from tests.support.distributed import run_distributed
+from tests.support.factors import collect
 from tests.support.jobs import task_of, tiny_job
 
 CPU = torch.device("cpu")
 BATCH = 8
 
 
-def collect_share() -> Means:
-    """Factors of a fixed batch of which each rank sees its share."""
-    rank, size = world()
+def network_without_batch_statistics() -> nn.Module:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4))
-    x, y = torch.randn(BATCH, 2, 8, 8), torch.arange(BATCH) % 4
-    mine = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
-    collector = Collector(model, build_groups(model, 2, 1))
-    collector.arm(["0", "3"], BATCH // size)
-    functional.cross_entropy(wrap(model)(x[mine]), y[mine]).backward()
-    return reduce_sums(collector.take(), CPU)
+    return nn.Sequential(nn.Conv2d(2, 6, 3, groups=2), nn.GroupNorm(2, 6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4))
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_factors_do_not_depend_on_the_number_of_ranks(world_size: int) -> None:
+def collect_share(parts: int = 1, halves: bool = True) -> list[State]:
+    """Factors of a fixed batch of which each rank sees its share."""
+    model = wrap(network_without_batch_statistics())
+    x, y = torch.randn(BATCH, 2, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(BATCH) % 4
+    inner = model.module if hasattr(model, "module") else model
+    assert isinstance(inner, nn.Module)
+    return collect(inner, lambda _, a, b: functional.cross_entropy(model(a), b), x, y, parts=parts, halves=halves)
+
+
+@pytest.mark.parametrize(("world_size", "parts"), [(2, 1), (2, 2), (4, 1), (8, 1)])
+def test_factors_and_their_halves_do_not_depend_on_ranks_or_micro_batches(world_size: int, parts: int) -> None:
     alone = collect_share()
-    for means in run_distributed(collect_share, world_size):
-        for key, value in alone.items():
-            torch.testing.assert_close(means[key], value, rtol=1e-4, atol=1e-12)
+    for found in run_distributed(collect_share, world_size, parts):
+        for half, expected in zip(found, alone, strict=True):
+            assert half.keys() == expected.keys()
+            for key, value in expected.items():
+                torch.testing.assert_close(half[key], value, rtol=1e-4, atol=1e-12)
 
 
 def whole_run() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fat_ray.spec.job import RunJob
-from fat_ray.spec.run import DriftSpec, FisherSpec, FreezeSpec, RunSpec, TrainSpec
+from fat_ray.spec.run import DriftSpec, FisherSpec, FreezeSpec, GroupSpec, RunSpec, TrainSpec
 from fat_ray.spec.task import CustomTaskSpec
 from tests.support.tiny_task import TINY_TASK, TinyTask, make_task
 
@@ -16,7 +16,7 @@ def tiny_spec(*, workers: int = 2, steps: int = STEPS, evaluate_every: int = 2, 
     return RunSpec(
         task=CustomTaskSpec(name=TINY_TASK, settings=settings),
         train=TrainSpec(steps=steps, global_batch=8, evaluate_every=evaluate_every, workers=workers, cpus_per_worker=0.5),
-        fisher=FisherSpec(every=1, blocks=2),
+        fisher=FisherSpec(every=1, groups=GroupSpec(blocks=2)),
         drift=DriftSpec(bins=8),
         freeze=FreezeSpec.model_validate({"policy": policy, "threshold": 0.0, "every": 2, "warmup_steps": 2}),
     )

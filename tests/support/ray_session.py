@@ -1,6 +1,5 @@
 """One local Ray for all tests that need it: two CPUs, loopback only, its files in a directory of its own, gone at the end."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping

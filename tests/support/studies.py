@@ -223,4 +223,4 @@ def _drift(step: int, update: int, frozen: set[int], start: RunStart, rng: rando
     level = {"Conv2d": 0.30, "BatchNorm2d": 0.42, "Linear": 0.36}
     base = [level.get(g.kind, 0.3) * math.exp(-step / 90) + 0.05 + 0.03 * rng.random() for g in start.groups]
     known = [None if g in frozen or update == 0 else base[g] for g in range(len(base))]
-    return Drift(step, update, known, known, known, [g not in frozen for g in range(len(base))])
+    return Drift(step, update, known, known, known, known, [g not in frozen for g in range(len(base))])

@@ -27,7 +27,7 @@ NBSP = "\N{NO-BREAK SPACE}"
         (text.seconds, 7380, f"2{NBSP}h 03{NBSP}min"),
     ],
 )
-def test_numbers(write, value: float, written: str) -> None:  # noqa: ANN001
+def test_numbers(write, value: float, written: str) -> None:
     assert write(value) == written
     assert write(None) == "\N{EN DASH}"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fat_ray.fisher.drift import MAX_DISTANCE, Centre, Floats, Floats32, js_distance
 
-RECORDED = Path(__file__).parents[2] / "data" / "js_recorded.npz"
+RECORDED = Path(__file__).parents[2] / "data" / "parity" / "js.npz"
 
 
 def defined_distance(reference: Floats32, current: Floats32, bins: int = 64, centre: Centre = "none") -> float:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fat_ray.fisher.groups import Group, build_groups
+from fat_ray.spec.run import GroupSpec
 
 
 class Odd(nn.Module):
@@ -35,7 +36,7 @@ def by_name(groups: list[Group]) -> dict[str, list[str]]:
 @pytest.mark.parametrize("blocks", [1, 3, 4, 50])
 def test_every_trainable_row_belongs_to_exactly_one_group(blocks: int) -> None:
     model = Odd()
-    groups = build_groups(model, blocks, min_block_rows=1)
+    groups = build_groups(model, GroupSpec(blocks=blocks, min_block=1))
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in trainable.items():
         assert rows_covered(groups, name) == list(range(parameter.shape[0] if parameter.ndim else 1))
@@ -44,7 +45,7 @@ def test_every_trainable_row_belongs_to_exactly_one_group(blocks: int) -> None:
 
 
 def test_weight_blocks_carry_their_bias_rows() -> None:
-    groups = build_groups(nn.Sequential(nn.Linear(3, 10)), 4, min_block_rows=1)
+    groups = build_groups(nn.Sequential(nn.Linear(3, 10)), GroupSpec(blocks=4, min_block=1))
     assert [group.name for group in groups] == ["0[0:2]", "0[2:5]", "0[5:7]", "0[7:10]"]
     assert all(
         [(m.role, m.start, m.stop) for m in g.members] == [("weight", s, e), ("bias", s, e)]
@@ -53,7 +54,7 @@ def test_weight_blocks_carry_their_bias_rows() -> None:
 
 
 def test_special_layers() -> None:
-    names = by_name(build_groups(Odd(), 1, min_block_rows=1))
+    names = by_name(build_groups(Odd(), GroupSpec(blocks=1, min_block=1)))
     assert names["norm"] == ["norm.weight", "norm.bias"]
     assert names["attention"] == ["attention.in_proj_weight", "attention.in_proj_bias"]
     assert names["up.weight"] == ["up.weight"]  # its rows are inputs, its bias entries outputs
@@ -63,5 +64,5 @@ def test_special_layers() -> None:
 
 
 def test_small_tensors_are_cut_into_fewer_blocks() -> None:
-    groups = build_groups(nn.Sequential(nn.Linear(3, 10)), 4, min_block_rows=4)
+    groups = build_groups(nn.Sequential(nn.Linear(3, 10)), GroupSpec(blocks=4, min_block=4))
     assert [group.name for group in groups] == ["0[0:5]", "0[5:10]"]

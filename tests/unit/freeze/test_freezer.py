@@ -9,6 +9,7 @@ from torch import nn
 
 from fat_ray.fisher.groups import build_groups
 from fat_ray.freeze.freezer import Freezer
+from fat_ray.spec.run import GroupSpec
 
 OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5),
@@ -39,7 +40,7 @@ def train_step(model: nn.Module, freezer: Freezer | None, optimizer: torch.optim
 def test_frozen_entries_are_unchanged_to_the_bit(name: str) -> None:
     model = network()
     optimizer = OPTIMIZERS[name](model.parameters())
-    groups = build_groups(model, 4, 1)
+    groups = build_groups(model, GroupSpec(blocks=4, min_block=1))
     freezer = Freezer(model, optimizer, groups)
     for seed in range(3):  # momentum builds up before anything freezes
         train_step(model, freezer, optimizer, seed)
@@ -59,7 +60,7 @@ def test_frozen_entries_are_unchanged_to_the_bit(name: str) -> None:
 def test_without_frozen_groups_nothing_differs_from_plain_training() -> None:
     plain, watched = network(), network()
     plain_optimizer, optimizer = OPTIMIZERS["adamw"](plain.parameters()), OPTIMIZERS["adamw"](watched.parameters())
-    freezer = Freezer(watched, optimizer, build_groups(watched, 4, 1))
+    freezer = Freezer(watched, optimizer, build_groups(watched, GroupSpec(blocks=4, min_block=1)))
     for seed in range(4):
         train_step(plain, None, plain_optimizer, seed)
         train_step(watched, freezer, optimizer, seed)
@@ -69,7 +70,7 @@ def test_without_frozen_groups_nothing_differs_from_plain_training() -> None:
 def test_a_wholly_frozen_tensor_leaves_autograd_and_optimizer() -> None:
     model = network()
     optimizer = OPTIMIZERS["adamw"](model.parameters())
-    freezer = Freezer(model, optimizer, build_groups(model, 4, 1))
+    freezer = Freezer(model, optimizer, build_groups(model, GroupSpec(blocks=4, min_block=1)))
     train_step(model, freezer, optimizer, 0)
     assert not freezer.freeze(np.array([True] + [False] * 7))  # two of eight rows: the tensor stays in autograd
     assert freezer.freeze(np.array([False, True, True, True] + [False] * 4))
@@ -85,7 +86,7 @@ def test_a_wholly_frozen_tensor_leaves_autograd_and_optimizer() -> None:
 def test_masked_gradients_count_active_entries_only() -> None:
     model = network()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    freezer = Freezer(model, optimizer, build_groups(model, 4, 1))
+    freezer = Freezer(model, optimizer, build_groups(model, GroupSpec(blocks=4, min_block=1)))
     freezer.freeze(np.array([True] + [False] * 7))
     model(torch.randn(5, 6)).square().mean().backward()
     freezer.mask_gradients()
@@ -97,7 +98,7 @@ def test_masked_gradients_count_active_entries_only() -> None:
 
 def test_the_active_set_only_shrinks() -> None:
     model = network()
-    freezer = Freezer(model, OPTIMIZERS["sgd"](model.parameters()), build_groups(model, 4, 1))
+    freezer = Freezer(model, OPTIMIZERS["sgd"](model.parameters()), build_groups(model, GroupSpec(blocks=4, min_block=1)))
     freezer.freeze(np.array([True] + [False] * 7))
     with pytest.raises(ValueError, match=r"groups \[0\] are frozen already"):
         freezer.freeze(np.array([True] + [False] * 7))
@@ -105,9 +106,9 @@ def test_the_active_set_only_shrinks() -> None:
 
 def test_groups_that_are_no_partition_are_refused() -> None:
     model = network()
-    groups = build_groups(model, 4, 1)
+    groups = build_groups(model, GroupSpec(blocks=4, min_block=1))
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    with pytest.raises(ValueError, match=r"do not cover the 8 rows of 0\.weight exactly once"):
+    with pytest.raises(ValueError, match=r"do not cover the 8 rows or columns of 0\.weight exactly once"):
         Freezer(model, optimizer, groups[1:])
     with pytest.raises(ValueError, match="exactly once"):
         Freezer(model, optimizer, [*groups, groups[0]])

@@ -40,7 +40,7 @@ def test_every_event_comes_back(tmp_path: Path) -> None:
     assert repr(evals) == repr(expected)
     drift = [tuple(row.values()) for row in rows(tmp_path, "drift")]
     assert drift == [
-        (e.step, e.update, group, e.distance[group], e.smoothed[group], e.score[group], e.active[group])
+        (e.step, e.update, group, e.distance[group], e.noise[group], e.smoothed[group], e.score[group], e.active[group])
         for e in body()
         if isinstance(e, Drift)
         for group in range(len(GROUPS))
@@ -108,7 +108,7 @@ def test_a_later_attempt_continues_the_part_numbers_and_is_the_one_that_counts(t
 def test_a_run_without_groups_comes_back(tmp_path: Path) -> None:
     sink = ParquetSink(tmp_path, RUN)
     sink.emit(start(groups=[]))
-    sink.emit(Drift(0, 0, [], [], [], []))
+    sink.emit(Drift(0, 0, [], [], [], [], []))
     sink.close()
     assert run_start(tmp_path, RUN) == start(groups=[])
 
@@ -169,7 +169,7 @@ def test_hundreds_of_groups_are_one_part_of_exact_values(tmp_path: Path) -> None
     sink.emit(start(groups=groups))
     values = [[(number * 250 + group) / 7 for group in range(250)] for number in range(40)]
     for number, distance in enumerate(values):
-        sink.emit(Drift(number, number, distance, distance, distance, [True] * 250))
+        sink.emit(Drift(number, number, distance, distance, distance, distance, [True] * 250))
     sink.flush()
     table = read_table(tmp_path, "drift", RUN)
     assert table["distance"].to_pylist() == [value for update in values for value in update]

@@ -22,8 +22,9 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
+    before = set(psutil.Process().children())
     yield
-    left = [process.cmdline() for process in psutil.Process().children(recursive=True)]
+    left = [process.cmdline() for process in set(psutil.Process().children()) - before]
     assert [command for command in left if "resource_tracker" not in " ".join(command)] == []  # Python's own, one per process
 
 
@@ -74,7 +75,7 @@ def test_stop_request_ends_the_run_and_is_cleared(tmp_path: Path, workers: int) 
 @pytest.mark.parametrize(("workers", "rank"), [(1, 0), (2, 0), (2, 1)])
 def test_exception_names_the_worker_and_leaves_a_log(tmp_path: Path, workers: int, rank: int) -> None:
     job = tiny_job(tmp_path, workers=workers, trouble={"3": "raise"}, trouble_rank=rank)
-    with pytest.raises(RunFailedError, match="KeyError.*told to raise") as failure:
+    with pytest.raises(RunFailedError, match=r"KeyError.*told to raise") as failure:
         run_local(job)
     assert workers == 1 or f"worker {rank}:" in str(failure.value)
     assert "\n" not in str(failure.value)
@@ -115,6 +116,12 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     process.kill()
     process.wait(60)
     assert psutil.wait_procs(workers, timeout=30)[1] == []
+
+
+def test_needs_no_ray() -> None:
+    call = "import sys; import fat_ray.train.local; print([name for name in ('ray', 'optuna', 'wandb') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", call], check=True, env=environment(), capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
 
 
 def environment() -> dict[str, str]:

@@ -1,0 +1,79 @@
+"""The Fisher of each group as it is known: running averages of factors, and the values of a group formed from them when needed."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fat_ray.fisher.groups import Block, Group
+
+Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
+PartKey = tuple[str, str]
+"""(layer, part of its factors), or (parameter, ``squares``)."""
+
+State = Mapping[PartKey, Floats]
+SQUARES = "squares"
+
+
+class RunningAverage:
+    """Exponential averages `x̄ <- γ·x̄ + (1-γ)·x`, one per key.
+
+    Args:
+        kind: ``bias_corrected``: from 0, divided by `1 - γ^count`; ``decayed``: from the first value; ``reset``: from 1 at every update;
+            ``none``: the value itself.
+        decay: γ.
+    """
+
+    def __init__(self, kind: Literal["bias_corrected", "decayed", "reset", "none"], decay: float) -> None:
+        self._kind, self._decay = kind, decay
+        self._average: dict[PartKey, Floats] = {}
+        self._count: dict[PartKey, int] = {}
+
+    def update(self, key: PartKey, value: Floats) -> Floats:
+        """The average after this value."""
+        if self._kind == "none":
+            return value
+        if self._kind == "reset":
+            return self._decay + (1 - self._decay) * value
+        start = value if self._kind == "decayed" else np.zeros_like(value)
+        average = self._average[key] = self._decay * self._average.get(key, start) + (1 - self._decay) * value
+        count = self._count[key] = self._count.get(key, 0) + 1
+        return average / (1 - self._decay**count) if self._kind == "bias_corrected" else average
+
+
+def is_known(group: Group, state: State, *, factored: bool) -> bool:
+    """Whether the state holds what the group's values are formed from."""
+    if factored:
+        return (group.layer, "row") in state and (group.layer, "column") in state
+    return all((member.parameter, SQUARES) in state for member in group.members)
+
+
+def group_values(group: Group, state: State, *, factored: bool) -> Floats32:
+    """Diagonal Fisher values of a group, float32, flat, member after member."""
+    if not factored:
+        return np.concatenate([state[m.parameter, SQUARES].reshape(m.shape)[m.index].astype(np.float32).ravel() for m in group.members])
+    parts = {part: value.astype(np.float32) for (layer, part), value in state.items() if layer == group.layer}
+    return np.concatenate([_factored_values(member, parts).ravel() for member in group.members])
+
+
+def _factored_values(block: Block, parts: Mapping[str, Floats32]) -> Floats32:
+    """Products of factors in float32; vectors of a norm multiply entry by entry, weights as an outer product."""
+    row, column = parts["row"], parts["column"]
+    if block.role == "bias":
+        bias: Floats32 = (parts.get("bias_row", row) * parts.get("bias_column", np.ones(1, np.float32)))[block.index]
+        return bias
+    if row.ndim == len(block.shape):
+        vector: Floats32 = (row * column)[block.index]
+        return vector
+    rows, columns = slice(0, block.shape[0]), slice(0, None)
+    if block.dim == 0:
+        rows = slice(block.start, block.stop)
+    else:
+        columns = slice(block.start, block.stop)
+    owner = np.arange(rows.start, rows.stop) // (block.shape[0] // column.shape[0])
+    # a weight with one channel group needs no copy of its column factor per row
+    chosen = column.reshape(column.shape[0], *block.shape[1:])[:, columns]
+    spread = chosen if column.shape[0] == 1 else chosen[owner]
+    return row[rows].reshape(-1, *(1,) * (len(block.shape) - 1)) * spread
