@@ -5,6 +5,7 @@ few values there are formed and sorted. A bracket that holds one value many time
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,17 +19,23 @@ _NEIGHBOURS = np.array([-40, -16, -6, -2, 2, 6, 16, 40])
 def js_divergences(reference: Products, current: Products, *, mode: Mode, bins: int, centre: Centre) -> Floats:
     """Square of `drift.js_distance` per pair: distribution i of `reference` with distribution i of `current`, (D,)."""
     states = [reference, current]
+    shifts = np.zeros((2, len(reference.sizes)))
     if mode == "raw":
         low, high = _joint_extremes(states)
-        shifts = [np.zeros_like(low)] * 2
     else:
-        shifts = [_median_logs(state) if centre == "median" else np.zeros(len(state.extremes())) for state in states]
+        if centre == "median":
+            shifts = np.stack([_median_logs(state) for state in states])
         low, high = _joint_percentiles(states, shifts)
     edges = np.linspace(low, np.where(high > low, high, low + 1e-3), bins + 1, axis=1)
     edges[:, -1] = np.nextafter(edges[:, -1], np.inf)
-    thresholds = [widened(edges) if mode == "raw" else smallest_reaching(edges, shift[:, None]) for shift in shifts]
+    thresholds = [widened(edges)] * 2 if mode == "raw" else _thresholds(edges, shifts)
     counts = [np.diff(state.counts(marks), axis=1) for state, marks in zip(states, thresholds, strict=True)]
     return divergence_of_counts(counts[0], counts[1])
+
+
+def _thresholds(edges: Floats, shifts: Floats) -> Floats32:
+    """`smallest_reaching` for each state, (states, D, edges)."""
+    return smallest_reaching(np.broadcast_to(edges, (len(shifts), *edges.shape)), shifts[:, :, None])
 
 
 def _joint_extremes(states: list[Products]) -> tuple[Floats, Floats]:
@@ -38,62 +45,76 @@ def _joint_extremes(states: list[Products]) -> tuple[Floats, Floats]:
 
 def _median_logs(state: Products) -> Floats:
     samples = log_of(np.sort(state.sample(), axis=1))
-    (middle,) = _order_statistics([state], [np.zeros(len(samples))], samples, [((state.size - 1) // 2, state.size // 2)])
+    wanted = Wanted(0.5, (state.sizes - 1) // 2, state.sizes // 2)
+    (middle,) = _order_statistics([state], np.zeros((1, len(samples))), samples, [wanted])
     return middle.mean(1)
 
 
-def _joint_percentiles(states: list[Products], shifts: list[Floats]) -> tuple[Floats, Floats]:
+def _joint_percentiles(states: list[Products], shifts: Floats) -> tuple[Floats, Floats]:
     """Linear interpolation with the rounding of numpy.percentile."""
     samples = np.concatenate([log_of(state.sample()) - shift[:, None] for state, shift in zip(states, shifts, strict=True)], axis=1)
     samples.sort(axis=1)
-    last = sum(state.size for state in states) - 1
-    ranks = [last * fraction for fraction in PERCENTILES]
+    last = np.sum([state.sizes for state in states], axis=0) - 1
+    wanted = []
+    for fraction in PERCENTILES:
+        first = (last * fraction).astype(np.int64)
+        wanted.append(Wanted(fraction, first, np.minimum(first + 1, last)))
     found = []
-    neighbours = [(int(rank), min(int(rank) + 1, last)) for rank in ranks]
-    for rank, ordered in zip(ranks, _order_statistics(states, shifts, samples, neighbours), strict=True):
+    for ask, ordered in zip(wanted, _order_statistics(states, shifts, samples, wanted), strict=True):
         left, right = ordered.T
-        fraction, difference = rank - int(rank), right - left
-        found.append(right - difference * (1 - fraction) if fraction >= 0.5 else left + difference * fraction)
+        weight, difference = last * ask.fraction - ask.first, right - left
+        found.append(np.where(weight >= 0.5, right - difference * (1 - weight), left + difference * weight))
     return found[0], found[1]
 
 
-def _order_statistics(states: Sequence[Products], shifts: Sequence[Floats], samples: Floats, ranks: list[tuple[int, int]]) -> list[Floats]:
-    """The shifted logs at pairs of neighbouring ranks in the union of some distributions.
+class Wanted(NamedTuple):
+    """Two neighbouring ranks from 0 in each of D distributions, and the fraction of the values below them."""
+
+    fraction: float
+    first: Ints
+    second: Ints
+
+
+def _order_statistics(states: Sequence[Products], shifts: Floats, samples: Floats, wanted: Sequence[Wanted]) -> list[Floats]:
+    """The shifted logs at some ranks of the union of distributions.
 
     Args:
         states: One or two.
-        shifts: What is subtracted from the logs of each, (D,).
+        shifts: What is subtracted from the logs of each, (states, D).
         samples: Shifted logs of a sample of the union, sorted, (D, samples).
-        ranks: Pairs of ranks from 0, in ascending order.
+        wanted: The ranks.
 
     Returns:
-        Per pair, both values, (D, 2).
+        Per pair of ranks, both values, (D, 2).
     """
-    edges = _edges(samples, sum(state.size for state in states), ranks)
-    thresholds = [_with_ends(smallest_reaching(edges, shift[:, None])) for shift in shifts]
+    edges = _edges(samples, [ask.fraction for ask in wanted])
+    thresholds = _with_ends(_thresholds(edges, shifts))
     below = np.sum([state.counts(marks) for state, marks in zip(states, thresholds, strict=True)], axis=0)
+    return [_between_edges(states, shifts, edges, thresholds, below, ask) for ask in wanted]
+
+
+def _between_edges(  # noqa: PLR0913  what one search shares with the next
+    states: Sequence[Products], shifts: Floats, edges: Floats, thresholds: Floats32, below: Ints, ask: Wanted
+) -> Floats:
     rows = np.arange(len(edges))
-    found = []
-    for first, second in ranks:
-        start = (below <= first).sum(1) - 1
-        stop = (below <= second).sum(1)
-        # edges lack the two ends: edge i has threshold i + 1
-        low, high = (edges[rows, np.clip(end - 1, 0, edges.shape[1] - 1)] for end in (start, stop))
-        single = (start > 0) & (stop == start + 1) & (stop <= edges.shape[1]) & (high == np.nextafter(low, np.inf))
-        stop = np.where(single, start, stop)
-        inside = _sorted_logs(states, shifts, [(marks[rows, start], marks[rows, stop]) for marks in thresholds])
-        position = np.stack([first - below[rows, start], second - below[rows, start]], axis=1)
-        position[single] = 0
-        values = np.take_along_axis(inside, position, axis=1)
-        values[single] = low[single, None]
-        found.append(values)
-    return found
+    start = (below <= ask.first[:, None]).sum(1) - 1
+    stop = (below <= ask.second[:, None]).sum(1)
+    # edge i has threshold i + 1: the ends have no edge
+    low, high = (edges[rows, np.minimum(np.maximum(end - 1, 0), edges.shape[1] - 1)] for end in (start, stop))
+    single = (start > 0) & (stop == start + 1) & (stop <= edges.shape[1]) & (high == np.nextafter(low, np.inf))
+    stop = np.where(single, start, stop)
+    inside = _sorted_logs(states, shifts, [(marks[rows, start], marks[rows, stop]) for marks in thresholds])
+    position = np.stack([ask.first, ask.second], axis=1) - below[rows, start][:, None]
+    position[single] = 0
+    values: Floats = np.take_along_axis(inside, position, axis=1)
+    values[single] = low[single, None]
+    return values
 
 
-def _edges(samples: Floats, size: int, ranks: list[tuple[int, int]]) -> Floats:
-    """Strictly ascending edges around the ranks; an edge that repeats gives way by one step, so that equal values get their own bracket."""
+def _edges(samples: Floats, fractions: Sequence[float]) -> Floats:
+    """Strictly ascending edges around the fractions; an edge that repeats gives way by one step, so that equal values get their own bracket."""
     num_samples = samples.shape[1]
-    around = {int((rank + 0.5) / size * num_samples + offset * num_samples / 512) for rank, _ in ranks for offset in _NEIGHBOURS}
+    around = {int((fraction + offset / 512) * num_samples) for fraction in fractions for offset in _NEIGHBOURS}
     edges: Floats = samples[:, sorted({min(max(position, 0), num_samples - 1) for position in around})]
     edges = np.concatenate([edges, edges[:, -1:]], axis=1)
     for column in range(1, edges.shape[1]):
@@ -102,11 +123,11 @@ def _edges(samples: Floats, size: int, ranks: list[tuple[int, int]]) -> Floats:
 
 
 def _with_ends(thresholds: Floats32) -> Floats32:
-    ends = np.zeros((len(thresholds), 1), np.float32)
-    return np.concatenate([ends, thresholds, ends + np.float32(np.inf)], axis=1)
+    ends = np.zeros((*thresholds.shape[:-1], 1), np.float32)
+    return np.concatenate([ends, thresholds, ends + np.float32(np.inf)], axis=-1)
 
 
-def _sorted_logs(states: Sequence[Products], shifts: Sequence[Floats], limits: list[tuple[Floats32, Floats32]]) -> Floats:
+def _sorted_logs(states: Sequence[Products], shifts: Floats, limits: list[tuple[Floats32, Floats32]]) -> Floats:
     """The shifted logs between two thresholds of each state, together, sorted and filled up with infinity, (D, most)."""
     parts = [state.between(low, high) for state, (low, high) in zip(states, limits, strict=True)]
     filled = np.sum([lengths for _, lengths in parts], axis=0)

@@ -142,8 +142,8 @@ def _interpolate(ordered: Floats, rank: float) -> float:
 def smallest_reaching(edges: Floats, shift: Floats | float) -> Floats32:
     """The smallest float32 v >= 0 with `log10(v + 1e-12) - shift >= edge`, per edge; infinity if there is none.
 
-    The inverse function gives a guess; its neighbours decide, and where they do not, a bisection over the bit patterns, whose order is
-    that of the values.
+    The inverse function gives a guess; its neighbours decide, and where they do not, as for numbers so small that the logarithm hardly sees
+    them, the sum is found first and then what has to be added to reach it.
 
     Args:
         edges: Any shape.
@@ -152,26 +152,38 @@ def smallest_reaching(edges: Floats, shift: Floats | float) -> Floats32:
     shift = np.broadcast_to(shift, edges.shape)
     with np.errstate(over="ignore"):
         guess = np.maximum(10.0 ** (edges + shift) - EPSILON, 0.0).astype(np.float32)
-    bits = guess.view(np.int32).astype(np.int64)
-    before, here, after = (_reaches(bits + step, edges, shift) for step in (-1, 0, 1))
+    bits = guess.view(np.int32)
+    before, here, after = (log_of(_float32(bits + step)) - shift >= edges for step in (-1, 0, 1))
     found = np.where(here, bits, bits + 1)
-    unsure = before | ~after
+    unsure = before & (bits > 0) | ~after
     if unsure.any():
-        found[unsure] = _bisect(edges[unsure], shift[unsure])
-    thresholds: Floats32 = found.astype(np.int32).view(np.float32)
-    return thresholds
+        found[unsure] = _first_bits(_smallest_argument(edges[unsure], shift[unsure]))
+    return _float32(found)
 
 
-def _reaches(bits: NDArray[np.int64], edges: Floats, shift: Floats) -> NDArray[np.bool_]:
-    values = np.clip(bits, 0, _LARGEST).astype(np.int32).view(np.float32)
-    return (bits >= 0) & (log_of(values) - shift >= edges)
+def _float32(bits: NDArray[np.int32]) -> Floats32:
+    """Non-negative numbers from their bits, up to infinity."""
+    values: Floats32 = np.minimum(np.maximum(bits, 0), _LARGEST).astype(np.int32).view(np.float32)
+    return values
 
 
-def _bisect(edges: Floats, shift: Floats) -> NDArray[np.int64]:
-    low = np.full(edges.size, -1, np.int64)
-    high = np.full(edges.size, _LARGEST, np.int64)
+def _smallest_argument(edges: Floats, shift: Floats) -> Floats:
+    """The smallest float64 w with `log10(w) - shift >= edge`; power and logarithm are off by a few hundred steps at most."""
+    guess = (10.0 ** (edges + shift)).view(np.int64)
+    low, high = guess - (1 << 12), guess + (1 << 12)
     while (high - low > 1).any():
         middle = (low + high) // 2
-        reached = _reaches(middle, edges, shift)
+        reached = np.log10(middle.view(np.float64)) - shift >= edges
         high, low = np.where(reached, middle, high), np.where(reached, low, middle)
-    return high
+    return high.view(np.float64)
+
+
+def _first_bits(sums: Floats) -> NDArray[np.int32]:
+    """Bits of the smallest float32 v >= 0 for which `v + 1e-12` is rounded to at least each sum."""
+    half_step = 0.5 * (sums - np.nextafter(sums, 0.0))
+    with np.errstate(over="ignore"):
+        bits = np.maximum(sums - EPSILON - half_step, 0.0).astype(np.float32).view(np.int32)
+    candidates = np.stack([bits - 1, bits, bits + 1])
+    reached = (candidates >= 0) & (_float32(candidates).astype(np.float64) + EPSILON >= sums)
+    first: NDArray[np.int32] = np.take_along_axis(candidates, reached.argmax(axis=0)[None], axis=0)[0]
+    return first

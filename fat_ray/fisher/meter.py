@@ -25,8 +25,13 @@ Bools = NDArray[np.bool_]
 Gradients = Callable[[str], Floats]
 """Name of a parameter to the square of its mean gradient over the global batch."""
 
-_BATCH = 1 << 13
-"""Entries of the longer vectors of the groups that are compared at a time."""
+_BATCH = 1 << 12
+"""Entries of the longer vectors of the groups that are compared at a time; eight times as many values that are no products."""
+
+_LEAST = 32
+"""What a group counts for at least."""
+
+_ONE = np.ones(1, np.float32)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class DriftMeter:
         self._updates = 0
         self._sizes = [group.elements for group in groups]
         self._owners = _owners(self._sizes, world()[1])  # of the element-wise averages, which stay where they are
-        self._shapes: dict[int, tuple[int, int]] = {}
+        self._shapes: dict[int, tuple[int, int, int]] = {}
         self._waiting: dict[PartKey, Floats] = {}
 
     @property
@@ -172,19 +177,23 @@ class DriftMeter:
         return group_vectors(self._groups[index], state, factored=bool(self.factored[index]))
 
     def _divergences(self, reference: Products, current: Products) -> Floats:
-        bins = automatic_bins(reference.size) if self._drift.bins == "auto" else self._drift.bins
+        bins = self._bins(int(reference.sizes[0]))
         return js_divergences(reference, current, mode=self._drift.distance, bins=bins, centre=self._drift.centre)
 
+    def _bins(self, size: int) -> int:
+        return automatic_bins(size) if self._drift.bins == "auto" else self._drift.bins
+
     def _batches(self, chosen: list[int], state: State) -> Iterator[list[int]]:
-        """Groups whose vectors have equal lengths, as many at a time as scratch memory allows."""
-        shapes: dict[tuple[int, int], list[int]] = {}
+        """Groups whose vectors have equal lengths, or are single and of like lengths, as many at a time as scratch memory allows."""
+        shapes: dict[tuple[int, ...], list[int]] = {}
         for index in chosen:
             if index not in self._shapes:
                 rows, columns = self._vectors(index, state)
-                self._shapes[index] = rows.size, columns.size
+                length = 1 << (columns.size - 1).bit_length() if rows.size == 1 else columns.size
+                self._shapes[index] = rows.size, length, self._bins(self._sizes[index])
             shapes.setdefault(self._shapes[index], []).append(index)
-        for shape, members in shapes.items():
-            most = max(1, _BATCH // max(shape))
+        for (rows, columns, _), members in shapes.items():
+            most = max(1, _BATCH // max(rows, columns if rows > 1 else columns // 8, _LEAST))
             yield from (members[first : first + most] for first in range(0, len(members), most))
 
     def _compare_with_average(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
@@ -194,9 +203,8 @@ class DriftMeter:
         for batch in self._batches(self._mine(present, self._owners), states[0]):
             vectors = [self._vectors(index, states[0]) for index in batch]
             if batch[0] in self._elementwise:
-                averages = np.stack([self._elementwise[index] for index in batch])
-                average = Products(np.ones((len(batch), 1), np.float32), averages)
-                found[0, batch] = np.sqrt(self._divergences(average, _products(vectors)))
+                averages = [(_ONE, self._elementwise[index]) for index in batch]
+                found[0, batch] = np.sqrt(self._divergences(_products(averages), _products(vectors)))
             for index, (rows, columns) in zip(batch, vectors, strict=True):
                 self._average(index, np.outer(rows, columns).ravel())
         for frozen in np.flatnonzero(~active).tolist():
@@ -217,7 +225,13 @@ class DriftMeter:
 
 
 def _products(vectors: list[tuple[Floats32, Floats32]]) -> Products:
-    return Products(np.stack([rows for rows, _ in vectors]), np.stack([columns for _, columns in vectors]))
+    lengths = np.array([columns.size for _, columns in vectors])
+    if (lengths == lengths[0]).all():
+        return Products(np.stack([rows for rows, _ in vectors]), np.stack([columns for _, columns in vectors]))
+    table = np.full((len(vectors), lengths.max()), np.inf, np.float32)
+    for row, (_, columns) in zip(table, vectors, strict=True):
+        row[: columns.size] = columns
+    return Products(np.stack([rows for rows, _ in vectors]), table, lengths)
 
 
 def _owners(sizes: list[int], num_ranks: int) -> list[int]:

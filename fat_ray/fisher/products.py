@@ -45,24 +45,30 @@ class Products:
     Args:
         rows: One factor of each, (D, R), non-negative and finite.
         columns: The other, (D, C).
+        lengths: How many columns each one has, the rest being infinite, (D,); only with one row.
+
+    Attributes:
+        sizes: Number of values of each, (D,).
     """
 
-    def __init__(self, rows: Floats32, columns: Floats32) -> None:
+    def __init__(self, rows: Floats32, columns: Floats32, lengths: Ints | None = None) -> None:
         short, long = (rows, columns) if rows.shape[1] <= columns.shape[1] else (columns, rows)
         self._short: Floats = np.sort(short, axis=1).astype(np.float64)
         self._long: Floats = np.sort(long, axis=1).astype(np.float64)
-        self.size = rows.shape[1] * columns.shape[1]
+        self._lengths = np.full(len(long), long.shape[1]) if lengths is None else lengths
+        self.sizes: Ints = short.shape[1] * self._lengths
         self._ruler = Ruler(self._short, self._long) if self._short.shape[1] >= _WORTHWHILE else None
 
     def sample(self) -> Floats32:
         """A few hundred values of each distribution, spread over it: the products of quantiles of the two vectors, (D, samples)."""
-        short = _spread(self._short, _SAMPLES)
-        long = _spread(self._long, _SAMPLES**2 // short.shape[1])
+        short = _spread(self._short, np.full(len(self._short), self._short.shape[1]), _SAMPLES)
+        long = _spread(self._long, self._lengths, _SAMPLES**2 // short.shape[1])
         return _rounded(short[:, :, None] * long[:, None, :]).reshape(len(short), -1)
 
     def extremes(self) -> Floats32:
         """Smallest and largest value of each, (D, 2)."""
-        return _rounded(self._short[:, [0, -1]] * self._long[:, [0, -1]])
+        largest = self._long[np.arange(len(self._long)), self._lengths - 1]
+        return _rounded(np.stack([self._short[:, 0] * self._long[:, 0], self._short[:, -1] * largest], axis=1))
 
     def counts(self, thresholds: Floats32) -> Ints:
         """How many values lie below each threshold.
@@ -152,16 +158,16 @@ class Ruler:
         held = np.bincount((rows + cells).ravel(), minlength=len(rows) * (width + 1)).reshape(len(rows), -1)
         occupied = held > 0
         occupied.reshape(-1)[(rows + neighbours).ravel()] = True
-        table: NDArray[np.int32] = np.where(occupied[:, 1:], -1, held.cumsum(axis=1)[:, :-1]).astype(np.int32)
+        table: NDArray[np.int32] = np.where(occupied[:, 1:], np.int32(-1), held.cumsum(axis=1, dtype=np.int32)[:, :-1])
         return table
 
     def read(self, which: slice, barriers: Floats) -> NDArray[np.int32]:
         """How many entries lie below each quotient of barrier and divisor, or -1 where the table does not tell: (D, K, R)."""
         table = self._table[which]
         marks = (_logs(np.maximum(barriers, 0.0)) - self._origin[which]) * self._scale[which] + 2
-        marks = np.clip(marks, -8.0, 2.0**16 + self._last + 8).astype(np.float32)
+        marks = np.minimum(np.maximum(marks, -8.0), 2.0**16 + self._last + 8).astype(np.float32)
         places = marks[:, :, None] - self._divisors[which][:, None, :]
-        np.clip(places, 0, self._last, out=places)
+        np.maximum(np.minimum(places, self._last, out=places), 0, out=places)
         index = places.astype(np.int64)
         index += (np.arange(len(table)) * table.shape[1])[:, None, None]
         found = table.reshape(-1).take(index)
@@ -197,10 +203,8 @@ def _rounded(products: Floats) -> Floats32:
         return products.astype(np.float32)
 
 
-def _spread(ordered: Floats, most: int) -> Floats:
-    """At most so many entries of each row, in the middles of equal parts."""
-    size = ordered.shape[1]
-    if size <= most:
-        return ordered
-    chosen: Floats = ordered[:, ((np.arange(most) + 0.5) * (size / most)).astype(np.int64)]
-    return chosen
+def _spread(ordered: Floats, lengths: Ints, most: int) -> Floats:
+    """At most so many entries of each row, in the middles of equal parts of its length."""
+    chosen = (np.arange(min(most, ordered.shape[1])) + 0.5) / min(most, ordered.shape[1])
+    spread: Floats = np.take_along_axis(ordered, (chosen * lengths[:, None]).astype(np.int64), axis=1)
+    return spread

@@ -1,7 +1,7 @@
 """The Fisher of each group as it is known: running averages of factors, and the values of a group formed from them when needed."""
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ Floats32 = NDArray[np.float32]
 PartKey = tuple[str, str]
 """(layer, part of its factors), or (parameter, ``squares``)."""
 
-State = Mapping[PartKey, Floats]
+State = Mapping[PartKey, NDArray[Any]]
 SQUARES = "squares"
 _PARTS = ("row", "column", "bias_row", "bias_column")
 
@@ -54,20 +54,21 @@ def is_known(group: Group, state: State, *, factored: bool) -> bool:
     return all((member.parameter, SQUARES) in state for member in group.members)
 
 
-class MeanState(Mapping[PartKey, Floats]):
-    """The mean of two states, taken entry by entry when it is asked for."""
+class MeanState(Mapping[PartKey, NDArray[Any]]):
+    """The mean of two states in float32, taken part by part when it is asked for."""
 
     def __init__(self, first: State, second: State) -> None:
         self._first, self._second = first, second
-        self._kept: dict[PartKey, Floats] = {}
+        self._kept: dict[PartKey, Floats32] = {}
 
-    def __getitem__(self, key: PartKey) -> Floats:
+    def __getitem__(self, key: PartKey) -> Floats32:
         """Factors are kept, squared gradients are not."""
-        mean = self._kept.get(key)
-        if mean is None:
-            mean = 0.5 * (self._first[key] + self._second[key])
-            if key[1] != SQUARES:
-                self._kept[key] = mean
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept
+        mean: Floats32 = (0.5 * (self._first[key] + self._second[key])).astype(np.float32)
+        if key[1] != SQUARES:
+            self._kept[key] = mean
         return mean
 
     def __contains__(self, key: object) -> bool:
@@ -98,7 +99,7 @@ def group_vectors(group: Group, state: State, *, factored: bool) -> tuple[Floats
 
 
 def _parts(group: Group, state: State) -> dict[str, Floats32]:
-    return {part: state[group.layer, part].astype(np.float32) for part in _PARTS if (group.layer, part) in state}
+    return {part: state[group.layer, part].astype(np.float32, copy=False) for part in _PARTS if (group.layer, part) in state}
 
 
 def _outer_factors(group: Group, parts: Mapping[str, Floats32]) -> tuple[Floats32, Floats32] | None:
