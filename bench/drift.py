@@ -157,7 +157,7 @@ def measure_steps(case: Case, presets: Sequence[str], repeats: int) -> dict[str,
 def measure_reduction(repeats: int) -> Row:
     """The factors of the larger transformer on 2 gloo ranks: one flat bucket against a collective per module."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_reduce_on_rank, (folder, repeats), nprocs=2)  # type: ignore[no-untyped-call]
+        mp.spawn(_reduce_on_rank, (folder, repeats), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
         return dict(json.loads(Path(folder, "0.json").read_text()))
 
 

@@ -84,7 +84,7 @@ class Products:
         rows = max(1, SCRATCH // (self._short.shape[1] * thresholds.shape[1]))
         columns = max(1, SCRATCH // self._short.shape[1])
         for row in range(0, len(total), rows):
-            for column in range(0, total.shape[1], columns):
+            for column in range(0, barriers.shape[1], columns):
                 part = slice(row, row + rows), slice(column, column + columns)
                 total[part] = self._search(part[0], barriers[part]).sum(-1)
         return total
