@@ -29,7 +29,7 @@ Gradients = Callable[[str], Floats]
 _LARGE = 8192
 """Values from which on it is quicker to count them by their leading bits than to sort them."""
 
-_LEAST = 32
+_LEAST = 96
 """What a group counts for at least."""
 
 _ONE = np.ones(1, np.float32)
@@ -83,8 +83,8 @@ class DriftMeter:
         self._sizes = [group.elements for group in groups]
         self._owners = _owners(self._sizes, world()[1])  # of the element-wise averages, which stay where they are
         # scratch memory: entries of the longer vectors, and values that are no products, of the groups compared at a time
-        self._vector_budget = max(1 << 12, sum(self._sizes) >> 10)
-        self._value_budget = max(1 << 15, sum(self._sizes) >> 5)
+        self._vector_budget = max(5 << 9, sum(self._sizes) >> 11)
+        self._value_budget = max(1 << 15, sum(self._sizes) >> 6)
         self._shapes: dict[int, tuple[int, int, int]] = {}
         self._waiting: dict[PartKey, Floats] = {}
 
@@ -207,10 +207,8 @@ class DriftMeter:
                 self._shapes[index] = rows.size, length, self._bins(self._sizes[index])
             shapes.setdefault((self._shapes[index], index in self._elementwise), []).append(index)
         for ((num_rows, num_columns, _), _), members in shapes.items():
-            values = num_rows * num_columns if formed or num_rows == 1 else 0
-            most = max(
-                1, min(self._vector_budget // max(num_rows, num_columns if num_rows > 1 else _LEAST), self._value_budget // max(values, 1))
-            )
+            budget, values = (self._value_budget, num_rows * num_columns) if formed else (1 << 14, num_columns if num_rows == 1 else 1)
+            most = max(1, min(self._vector_budget // max(num_rows, num_columns if num_rows > 1 else _LEAST), budget // values))
             yield from (members[first : first + most] for first in range(0, len(members), most))
 
     def _compare_with_average(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
