@@ -137,7 +137,7 @@ class FreezeSpec(Strict):
     confidence: NonNegative = 0.0
     """A group freezes only if its score plus this many of its standard errors lies below the threshold."""
     follow: str | None = None
-    """random_matched only: the run whose recorded schedule is followed; null: the best finished run of the same study."""
+    """random_matched only: the run whose recorded schedule is followed; null: that of the same study's best compromise."""
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
