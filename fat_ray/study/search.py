@@ -20,8 +20,8 @@ from ray.tune.search import Searcher
 
 from fat_ray.errors import SpecError
 from fat_ray.events import RunEnd, Status
+from fat_ray.rules import compromise
 from fat_ray.spec.study import SamplerSpec, StudySpec
-from fat_ray.study.compromise import compromise
 from fat_ray.study.jobs import full_fine_tuning, matched_random, search_trial
 from fat_ray.study.ledger import Ledger, Trial
 from fat_ray.study.plan import num_search_trials
