@@ -202,3 +202,20 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(base[key], Mapping) and isinstance(over[key], Mapping):
             merged[key] = merge(base[key], over[key])
     return merged
+
+
+def without_preset(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A complete run as plain JSON types, less the fields that only its preset has set: what another preset may be applied to."""
+    defaults = RunSpec.model_validate({"preset": values["preset"]}).model_dump(mode="json")
+    governed = {section: _differences(defaults[section], values[section]) for section in ("fisher", "drift", "freeze")}
+    return {**values, **governed}
+
+
+def _differences(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found[key] = _differences(defaults[key], value)
+        elif value != defaults[key]:
+            found[key] = value
+    return found
