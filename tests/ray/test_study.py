@@ -39,7 +39,7 @@ def tiny_study(
         "name": "tiny",
         "task": {"name": TINY_TASK, "settings": settings or {}},
         "train": {"steps": steps, "global_batch": 8, "evaluate_every": 2, "workers": workers, "cpus_per_worker": cpus},
-        "fisher": {"every": 1, "blocks": 2},
+        "fisher": {"every": 1, "groups": {"blocks": 2}},
         "drift": {"bins": 8},
         "freeze": {"threshold": 0.0, "every": 2, "warmup_steps": 2},
         "search": LEARNING_RATE,
