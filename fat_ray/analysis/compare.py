@@ -15,6 +15,7 @@ import polars as pl
 
 from fat_ray.analysis.pareto import front_ranks
 from fat_ray.analysis.read import Study, collect, open_studies, scan
+from fat_ray.rules import compromise
 from fat_ray.spec.study import Objective
 
 RUN_KEY = ("study", "run")
@@ -108,11 +109,16 @@ class Comparison:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The ranked setting with the best first objective that is no baseline, as a row of `settings`; None while there is none."""
+        """The ranked setting that is no baseline with the best compromise between the objectives; None while there is none.
+
+        With one objective, the best setting; see `rules.compromise`. A row of `settings`.
+        """
         ranked = self.settings.filter((pl.col("role") != "baseline") & pl.col("pareto_rank").is_not_null())
-        upwards = self.objectives[0].direction == "minimize"
-        best_first = ranked.sort(pl.col("objective_means").list.first(), descending=not upwards, maintain_order=True)
-        return next(best_first.iter_rows(named=True), None)
+        rows = {str(number): row for number, row in enumerate(ranked.iter_rows(named=True))}
+        if not rows:
+            return None
+        values = {number: row["objective_means"] for number, row in rows.items()}
+        return rows[compromise(values, [objective.direction for objective in self.objectives])]
 
 
 def compare(directories: Sequence[Path | str]) -> Comparison:

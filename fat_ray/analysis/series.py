@@ -13,7 +13,7 @@ from fat_ray.analysis.read import collect, scan
 
 Rows = list[dict[str, Any]]
 
-BEST, OTHER, FULL_KIND, MATCHED, INCOMPLETE = "best trial", "other trials", "full fine-tuning", "random matched", "incomplete runs"
+BEST, OTHER, FULL_KIND, MATCHED, INCOMPLETE = "best compromise", "other trials", "full fine-tuning", "random matched", "incomplete runs"
 KINDS = (BEST, OTHER, FULL_KIND, MATCHED, INCOMPLETE)
 """Classes of runs that charts tell apart by colour, in the order of their legends."""
 

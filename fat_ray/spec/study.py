@@ -97,8 +97,8 @@ class SchedulerSpec(Strict):
     direction: Literal["maximize", "minimize"] = "maximize"
     grace_steps: Count = 1
     """No trial is stopped before this step."""
-    reduction: Annotated[int, Field(ge=2)] = 2
-    """asha only: of this many trials at a rung, one goes on."""
+    reduction: Annotated[float, Field(gt=1)] = 2.0
+    """asha only: of this many trials at a rung, one goes on; 1.5 lets two thirds go on."""
 
 
 class BudgetSpec(Strict):

@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 
 from fat_ray.errors import SpecError
 from fat_ray.events import RunEnd, Status
+from fat_ray.rules import compromise
 from fat_ray.spec.study import SamplerSpec, StudySpec
 from fat_ray.study.jobs import full_fine_tuning, matched_random, search_trial
 from fat_ray.study.ledger import Ledger, Trial
@@ -74,7 +75,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         self._study = open_journal(spec, directory)
         self._space = optuna_space(spec.search)
         self._asked: dict[str, optuna.trial.Trial] = {}
-        self._first_objective: dict[str, float] = {}
+        self._values: dict[str, list[float]] = {}
         self._plan = self._sequence()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -176,7 +177,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
             trial.status, trial.reason = Status.FAILED, str(error)
             self._fail(asked, trial.reason)
             return
-        self._first_objective[trial.name] = values[0]
+        self._values[trial.name] = values
         self._study.tell(asked, values)
 
     def _fail(self, asked: optuna.trial.Trial, reason: str) -> None:
@@ -184,12 +185,12 @@ class StudySearch(Searcher):  # type: ignore[misc]
         self._study.tell(asked, state=TrialState.FAIL)
 
     def _leader(self) -> Trial | None:
-        """The best finished trial of Fisher drift, or the one that the study names; None, with a note, when there is none."""
+        """The finished trial of Fisher drift with the best compromise, or the one that the study names; None, with a note, without any."""
         follow = self._spec.freeze.follow
         finished = [
             trial
             for trial in self._ledger.trials
-            if trial.name in self._first_objective
+            if trial.name in self._values
             and trial.jobs[0].spec.freeze.policy == "fisher_drift"
             and (follow is None or any(job.run == follow for job in trial.jobs))
         ]
@@ -197,5 +198,6 @@ class StudySearch(Searcher):  # type: ignore[misc]
             what = f"run {follow} of this study" if follow else "run with policy fisher_drift"
             self._ledger.notes.append(f"baseline random_matched was skipped: no {what} completed, so there is no schedule to follow")
             return None
-        sign = 1 if self._spec.objectives[0].direction == "maximize" else -1
-        return max(finished, key=lambda trial: sign * self._first_objective[trial.name])
+        by_name = {trial.name: trial for trial in finished}
+        directions = [objective.direction for objective in self._spec.objectives]
+        return by_name[compromise({name: self._values[name] for name in by_name}, directions)]
