@@ -1,6 +1,7 @@
-"""Do drift scores see the labels? The same small network is trained on crack images with their own masks, and with masks of other images.
+"""Do drift scores see the labels? A small network learns which patches hold a crack: from true labels, and from shuffled ones.
 
-Nothing freezes; every preset measures the same runs. A score that reacts to what is learnt tells the two kinds of run apart.
+Runs come in pairs with one start and one order of patches; only the labels differ. Nothing freezes, and every preset measures the same
+runs. A score that reacts to what is learnt moves the same way in every pair.
 `python -m bench.labels [--json] [--seeds N] [--steps N]`, about a minute with the defaults.
 """
 
@@ -12,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import spearmanr
 from torch import Tensor, nn
+from torch.nn import functional
 
 import fat_ray.tasks
 from fat_ray import rules
@@ -21,12 +23,11 @@ from fat_ray.fisher.collector import Collector, Share
 from fat_ray.fisher.groups import build_groups
 from fat_ray.fisher.meter import DriftMeter, build_formulas
 from fat_ray.spec.run import RunSpec
-from fat_ray.tasks.crack.measures import example_losses
 from fat_ray.tasks.crack.source import read_pairs
 
 Floats = NDArray[np.float64]
 PRESETS = ("corrected", "paper", "released")
-IMAGE_SIZE, BATCH, COLLECT_EVERY, LR = 64, 16, 2, 2e-3
+IMAGE_SIZE, PATCH, BATCH, COLLECT_EVERY, LR = 128, 32, 32, 4, 2e-3
 CPU = torch.device("cpu")
 
 
@@ -37,33 +38,49 @@ class Row:
     Attributes:
         preset: Which.
         groups: Number of groups with a score.
-        separation: Mean over groups of |2·AUC - 1| between the runs with true and those with shuffled labels: 1 apart, 0 mixed.
-        by_chance: The same when the runs are divided at random, labels ignored: mean over divisions.
-        p_value: Share of the random divisions that separate at least as well.
-        across: Rank correlation over groups between the mean scores under true and under shuffled labels.
-        within: The same between two halves of the runs with true labels: what a score that ignores labels would reach.
-        told: Share of runs whose kind is told by the nearer class mean of all other runs, scores standardised per group.
+        consistency: Mean over groups of |2·P - 1|, where P is the share of pairs in which true labels score higher: 1 always the same
+            way, near 0 either way.
+        by_chance: The same with the kinds exchanged in random pairs: mean over all exchanges.
+        p_value: Share of the exchanges that are at least as consistent.
+        told: Share of pairs whose order is told by the mean difference of all other pairs, differences standardised per group.
+        across: Rank correlation over groups between the mean scores under true and under shuffled labels, from different pairs.
+        within: The same within one kind: what a score that ignores labels would reach.
     """
 
     preset: str
     groups: int
-    separation: float
+    consistency: float
     by_chance: float
     p_value: float
+    told: float
     across: float
     within: float
-    told: float
 
 
 def network() -> nn.Module:
-    """Images to logits at the same size: convolutions, norms, a depthwise layer and a pointwise head."""
+    """Patches to one logit: convolutions, norms, a depthwise layer and two linear ones."""
     return nn.Sequential(
         *(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
         *(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
-        *(nn.Conv2d(32, 32, 5, padding=2, groups=32), nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32), nn.ReLU()),
-        *(nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
-        *(nn.Conv2d(32, 1, 1), nn.Upsample(scale_factor=4, mode="bilinear")),
+        *(nn.Conv2d(32, 32, 5, padding=2, groups=32), nn.Conv2d(32, 48, 1), nn.BatchNorm2d(48), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48 * 16, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 1)),
     )
+
+
+def patches() -> tuple[Tensor, Tensor]:
+    """All patches of the embedded images with whether they hold a crack; as many with as without."""
+    pairs = read_pairs(Path(fat_ray.tasks.__path__[0], "data", "uav_256.parquet"), IMAGE_SIZE)
+    images, masks = (cut(values.float()) for values in (pairs.images / 255, pairs.masks))
+    cracked = masks.flatten(1).any(1)
+    kept = min(int(cracked.sum()), int((~cracked).sum()))
+    chosen = torch.cat([torch.nonzero(kind).flatten()[:: max(1, int(kind.sum()) // kept)][:kept] for kind in (cracked, ~cracked)])
+    return images[chosen], cracked[chosen].float()
+
+
+def cut(values: Tensor) -> Tensor:
+    """(N, C, size, size) to (N·k², C, PATCH, PATCH)."""
+    tiles = values.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)
+    return tiles.permute(0, 2, 3, 1, 4, 5).reshape(-1, values.shape[1], PATCH, PATCH)
 
 
 class Probe:
@@ -101,88 +118,88 @@ class Probe:
         return rules.score(self._history, self._drift.score)
 
 
-def trained_scores(images: Tensor, masks: Tensor, seed: int, steps: int, *, shuffled: bool) -> dict[str, Floats]:
-    """Trains one network and returns the scores of each preset."""
+def trained_scores(images: Tensor, labels: Tensor, seed: int, steps: int, *, shuffled: bool) -> tuple[dict[str, Floats], float]:
+    """Trains one network; the scores of each preset, and the mean loss of the last quarter."""
     rng = np.random.default_rng(seed)
     order = [rng.choice(len(images), BATCH, replace=False) for _ in range(steps)]
     if shuffled:
-        masks = masks[torch.from_numpy(rng.permutation(len(masks)))]
+        labels = labels[torch.from_numpy(rng.permutation(len(labels)))]
     torch.manual_seed(seed)
     model = network().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     probes = {preset: Probe(preset, model) for preset in PRESETS}
+    losses = []
     for step, chosen in enumerate(order):
-        collects = step % COLLECT_EVERY == 0
-        for probe in probes.values() if collects else ():
+        watching = probes.values() if step % COLLECT_EVERY == 0 else ()
+        for probe in watching:
             probe.arm()
         optimizer.zero_grad()
-        example_losses(model(images[chosen]), masks[chosen], 2.0).mean().backward()  # type: ignore[no-untyped-call]
-        for probe in probes.values() if collects else ():
+        loss = functional.binary_cross_entropy_with_logits(model(images[chosen]).squeeze(1), labels[chosen])
+        loss.backward()  # type: ignore[no-untyped-call]
+        for probe in watching:
             probe.update()
         optimizer.step()
-    return {preset: probe.scores() for preset, probe in probes.items()}
+        losses.append(float(loss.detach()))
+    return {preset: probe.scores() for preset, probe in probes.items()}, float(np.mean(losses[-steps // 4 :]))
 
 
-def separation(true: Floats, shuffled: Floats) -> float:
-    """Mean over groups of |2·AUC - 1|; arrays are (runs, groups)."""
-    ranks = rankdata(np.concatenate([true, shuffled]), axis=0)[: len(true)].sum(0)
-    pairs = len(true) * len(shuffled)
-    auc = (ranks - len(true) * (len(true) + 1) / 2) / pairs
-    return float(np.abs(2 * auc - 1).mean())
+def consistency(differences: Floats) -> float:
+    """Mean over groups of |2·P - 1|; differences are (pairs, groups), ties count half."""
+    return float(np.abs(np.sign(differences).mean(0)).mean())
 
 
-def told_apart(true: Floats, shuffled: Floats) -> float:
-    """Leave-one-out accuracy of the nearest class mean."""
-    runs, kinds = np.concatenate([true, shuffled]), np.repeat([True, False], [len(true), len(shuffled)])
+def told(differences: Floats) -> float:
+    """Leave-one-out: does a pair differ in the direction of the mean of the others?"""
     hits = []
-    for index in range(len(runs)):
-        rest = np.arange(len(runs)) != index
-        spread = runs[rest].std(0) + 1e-12
-        near, far = (
-            np.square((runs[index] - runs[rest & (kinds == kind)].mean(0)) / spread).sum() for kind in (kinds[index], not kinds[index])
-        )
-        hits.append(near < far)
+    for index in range(len(differences)):
+        others = np.delete(differences, index, axis=0)
+        weights = others.mean(0) / (others.var(0) + 1e-24)
+        hits.append(float(differences[index] @ weights > 0))
     return float(np.mean(hits))
 
 
 def compared(preset: str, true: Floats, shuffled: Floats) -> Row:
-    """The row of one preset; arrays are (runs, groups)."""
+    """The row of one preset; arrays are (pairs, groups)."""
     moving = np.isfinite(true).all(0) & np.isfinite(shuffled).all(0)
     true, shuffled = true[:, moving], shuffled[:, moving]
-    found, half, rng = separation(true, shuffled), len(true) // 2, np.random.default_rng(0)
-    runs = np.concatenate([true, shuffled])
-    divisions = [rng.permutation(len(runs)) for _ in range(500)]
-    chance = [separation(runs[division[: len(true)]], runs[division[len(true) :]]) for division in divisions]
+    differences = true - shuffled
+    signs = np.array([[1 - 2 * (code >> bit & 1) for bit in range(len(true))] for code in range(2 ** (len(true) - 1))])
+    chance = np.array([consistency(differences * sign[:, None]) for sign in signs])
+    first, second = slice(None, len(true) // 2), slice(len(true) // 2, None)
+
+    def agreement(one: Floats, other: Floats) -> float:
+        return float(np.mean([spearmanr(one[a].mean(0), other[b].mean(0))[0] for a, b in ((first, second), (second, first))]))
+
     return Row(
         preset=preset,
         groups=int(moving.sum()),
-        separation=found,
-        by_chance=float(np.mean(chance)),
-        p_value=float(np.mean(np.array(chance) >= found)),
-        across=float(np.mean([spearmanr(true[part].mean(0), shuffled[part].mean(0))[0] for part in (slice(half), slice(half, None))])),
-        within=float(np.mean([spearmanr(kind[:half].mean(0), kind[half:].mean(0))[0] for kind in (true, shuffled)])),
-        told=told_apart(true, shuffled),
+        consistency=consistency(differences),
+        by_chance=float(chance.mean()),
+        p_value=float((chance >= chance[0]).mean()),
+        told=told(differences),
+        across=agreement(true, shuffled),
+        within=(agreement(true, true) + agreement(shuffled, shuffled)) / 2,
     )
 
 
-def measure(seeds: int, steps: int) -> list[Row]:
-    """Trains `seeds` networks of each kind."""
-    data = Path(fat_ray.tasks.__path__[0], "data", "uav_256.parquet")
-    pairs = read_pairs(data, IMAGE_SIZE)
-    images, masks = pairs.images.float() / 255, pairs.masks.float()
-    scores = {kind: [trained_scores(images, masks, seed, steps, shuffled=kind) for seed in range(seeds)] for kind in (False, True)}
-    return [compared(preset, *(np.stack([run[preset] for run in scores[kind]]) for kind in (False, True))) for preset in PRESETS]
+def measure(seeds: int, steps: int) -> tuple[list[Row], dict[str, float]]:
+    """Trains `seeds` pairs; the rows, and the mean loss of each kind at the end."""
+    images, labels = patches()
+    runs = {kind: [trained_scores(images, labels, seed, steps, shuffled=kind) for seed in range(seeds)] for kind in (False, True)}
+    rows = [compared(preset, *(np.stack([scores[preset] for scores, _ in runs[kind]]) for kind in (False, True))) for preset in PRESETS]
+    losses = {name: float(np.mean([loss for _, loss in runs[kind]])) for name, kind in (("true", False), ("shuffled", True))}
+    return rows, losses
 
 
 def table(rows: list[Row]) -> str:
     """Markdown."""
     lines = [
-        "| preset | groups | separation | by chance | p | rank correlation true/shuffled | within one kind | runs told |",
+        "| preset | groups | consistency | by chance | p | pairs told | rank correlation true/shuffled | within one kind |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        values = (row.separation, row.by_chance, row.p_value, row.across, row.within, row.told)
-        lines.append(f"| {row.preset} | {row.groups} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
+        values = (row.consistency, row.by_chance, row.p_value, row.told, row.across, row.within)
+        lines.append(f"| {row.preset} | {row.groups} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
     return "\n".join(lines)
 
 
@@ -190,11 +207,15 @@ def main() -> None:
     """Prints the table, or its rows as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seeds", type=int, default=8, help="runs of each kind")
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--seeds", type=int, default=10, help="pairs of runs")
+    parser.add_argument("--steps", type=int, default=120)
     arguments = parser.parse_args()
-    rows = measure(arguments.seeds, arguments.steps)
-    print(json.dumps([asdict(row) for row in rows], indent=1) if arguments.json else table(rows))
+    rows, losses = measure(arguments.seeds, arguments.steps)
+    if arguments.json:
+        print(json.dumps({"rows": [asdict(row) for row in rows], "losses": losses}, indent=1))
+    else:
+        print(table(rows))
+        print(f"\nmean loss of the last quarter: {losses['true']:.3f} with true labels, {losses['shuffled']:.3f} with shuffled ones")
 
 
 if __name__ == "__main__":
