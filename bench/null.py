@@ -25,8 +25,8 @@ SIZES = ((8, 1), (16, 3), (8, 8), (32, 32), (64, 256), (256, 1024), (1024, 1024)
 COLLECTIONS = 6
 SAMPLES = 20
 """Squares in the mean of one half."""
-DRIFTS = (0.0, 0.3, 1.0)
-"""Standard deviation by which each log factor moves once, before the last collection."""
+CHANGES = {"none": (0.0, 1.0), "S times 10": (0.0, 10.0), "drift 0.3": (0.3, 1.0), "drift 1": (1.0, 1.0)}
+"""What happens once, before the last collection: standard deviation by which each log factor moves, and the factor on S."""
 GAMMA, RELEASED_GAMMA, ELEMENTWISE_DECAY = 0.8, 0.2, 0.9
 GRADIENT_SCALE = 1e-4
 """Scale of S in the released code, whose gradients are those of a mean loss."""
@@ -40,7 +40,7 @@ class Row:
         scheme: Which comparison.
         unit: ``distance`` (0 to 0.83) or ``divergence`` (its square, less the null).
         elements: Size of the group.
-        drift: One of DRIFTS.
+        change: One of CHANGES.
         mean: Of the last collection's value.
         error: Its standard error.
     """
@@ -48,17 +48,18 @@ class Row:
     scheme: str
     unit: str
     elements: int
-    drift: float
+    change: str
     mean: float
     error: float
 
 
-def collections(rng: np.random.Generator, rows: int, columns: int, drift: float) -> Iterator[Halves]:
-    """Noisy factors of consecutive windows; the levels move by `drift` before the last one."""
+def collections(rng: np.random.Generator, rows: int, columns: int, drift: float, scale: float) -> Iterator[Halves]:
+    """Noisy factors of consecutive windows; the levels move by `drift` and `scale` before the last one."""
     levels = [rng.lognormal(size=rows), rng.lognormal(size=columns)]
     for window in range(COLLECTIONS):
-        if drift and window == COLLECTIONS - 1:
+        if window == COLLECTIONS - 1:
             levels = [level * np.exp(drift * rng.normal(size=level.size)) for level in levels]
+            levels[0] *= scale
         a, b = ([level * rng.gamma(SAMPLES, 1 / SAMPLES, level.size) for level in levels] for _ in range(2))
         yield (a[0], a[1]), (b[0], b[1])
 
@@ -114,15 +115,30 @@ def paper(windows: list[Halves]) -> float:
     return js_distance(values(*previous), values(*current))
 
 
-def swapped(gamma: float, *, crossed: bool, bins: int | None = 64) -> Callable[[list[Halves]], float]:
-    """Drift plus noise, less the noise of a swap; `crossed` exchanges one half's windows, else A of both meets B of both."""
+def swapped(gamma: float, *, crossed: bool, bins: int | None = 64, one_scale: bool = False) -> Callable[[list[Halves]], float]:
+    """Drift plus noise, less the noise of a swap.
+
+    Args:
+        gamma: Of the running averages; 0: single windows.
+        crossed: The null exchanges the windows of one half; else half A of both windows meets half B of both.
+        bins: None: by group size.
+        one_scale: Whether the previous window is brought to the scale of the current one before they are mixed.
+    """
 
     def corrected(windows: list[Halves]) -> float:
-        (a_p, b_p), (a_c, b_c) = smoothed(windows, gamma)[-2:]
-        null = divergence((a_c, b_p), (a_p, b_c), bins=bins) if crossed else divergence((a_p, a_c), (b_p, b_c), bins=bins)
-        return divergence((a_p, b_p), (a_c, b_c), bins=bins) - null
+        previous, current = smoothed(windows, gamma)[-2:]
+        found = divergence(previous, current, bins=bins)
+        (a_p, b_p), (a_c, b_c) = at_scale_of(current, previous) if one_scale else previous, current
+        return found - (divergence((a_c, b_p), (a_p, b_c), bins=bins) if crossed else divergence((a_p, a_c), (b_p, b_c), bins=bins))
 
     return corrected
+
+
+def at_scale_of(current: Halves, previous: Halves) -> Halves:
+    """The previous factors, each times a constant that gives it the mean of the current one."""
+    (a_row, a_column), (b_row, b_column) = previous
+    row, column = ((current[0][k] + current[1][k]).mean() / (previous[0][k] + previous[1][k]).mean() for k in (0, 1))
+    return (row * a_row, column * a_column), (row * b_row, column * b_column)
 
 
 SCHEMES: dict[str, tuple[str, Callable[[list[Halves]], float]]] = {
@@ -132,21 +148,22 @@ SCHEMES: dict[str, tuple[str, Callable[[list[Halves]], float]]] = {
     "A/B swap, single windows": ("divergence", swapped(0.0, crossed=False)),
     "A/B swap, running averages": ("divergence", swapped(GAMMA, crossed=False)),
     "crossed swap, single windows": ("divergence", swapped(0.0, crossed=True)),
-    "corrected: crossed swap, running averages": ("divergence", swapped(GAMMA, crossed=True)),
-    "corrected with automatic bins": ("divergence", swapped(GAMMA, crossed=True, bins=None)),
+    "crossed swap, running averages": ("divergence", swapped(GAMMA, crossed=True)),
+    "crossed swap, running averages, one scale": ("divergence", swapped(GAMMA, crossed=True, one_scale=True)),
+    "the same with automatic bins": ("divergence", swapped(GAMMA, crossed=True, one_scale=True, bins=None)),
 }
 
 
-def measure(rows: int, columns: int, drift: float, repeats: int) -> list[Row]:
+def measure(rows: int, columns: int, change: str, repeats: int) -> list[Row]:
     """All schemes on the same simulated groups."""
-    rng = np.random.default_rng((rows, columns, int(1000 * drift)))
+    rng = np.random.default_rng((rows, columns, list(CHANGES).index(change)))
     found: dict[str, list[float]] = {scheme: [] for scheme in SCHEMES}
     for _ in range(repeats):
-        windows = list(collections(rng, rows, columns, drift))
+        windows = list(collections(rng, rows, columns, *CHANGES[change]))
         for scheme, (_, compare) in SCHEMES.items():
             found[scheme].append(compare(windows))
     return [
-        Row(scheme, SCHEMES[scheme][0], rows * columns, drift, float(np.mean(v)), float(np.std(v, ddof=1) / np.sqrt(len(v))))
+        Row(scheme, SCHEMES[scheme][0], rows * columns, change, float(np.mean(v)), float(np.std(v, ddof=1) / np.sqrt(len(v))))
         for scheme, v in found.items()
     ]
 
@@ -154,12 +171,12 @@ def measure(rows: int, columns: int, drift: float, repeats: int) -> list[Row]:
 def table(rows: list[Row]) -> str:
     """Markdown: one line per scheme and drift, one column per size."""
     sizes = sorted({row.elements for row in rows})
-    lines = ["| drift | comparison | unit | " + " | ".join(f"{size:,}" for size in sizes) + " |", "|" + "---|" * (3 + len(sizes))]
-    for drift in sorted({row.drift for row in rows}):
+    lines = ["| change | comparison | unit | " + " | ".join(f"{size:,}" for size in sizes) + " |", "|" + "---|" * (3 + len(sizes))]
+    for change in CHANGES:
         for scheme, (unit, _) in SCHEMES.items():
-            cells = {row.elements: row for row in rows if row.scheme == scheme and row.drift == drift}
+            cells = {row.elements: row for row in rows if row.scheme == scheme and row.change == change}
             shown = [f"{cells[size].mean:.4f} ± {cells[size].error:.4f}" for size in sizes]
-            lines.append(f"| {drift:g} | {scheme} | {unit} | " + " | ".join(shown) + " |")
+            lines.append(f"| {change} | {scheme} | {unit} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
@@ -170,7 +187,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=300, help="groups per cell; fewer for large groups")
     arguments = parser.parse_args()
     repeats = {size: max(8, min(arguments.repeats, 1024 * arguments.repeats // (size[0] * size[1]))) for size in SIZES}
-    rows = [row for drift in DRIFTS for size in SIZES for row in measure(*size, drift, repeats[size])]
+    rows = [row for change in CHANGES for size in SIZES for row in measure(*size, change, repeats[size])]
     print(json.dumps([asdict(row) for row in rows], indent=1) if arguments.json else table(rows))
 
 

@@ -181,3 +181,16 @@ def test_factors_follow_the_true_diagonal(name: str) -> None:
     if name == "Linear":
         np.testing.assert_allclose(*found["bias"], rtol=1e-4)
     assert per_example(model, x, y).shape == (len(x),)
+
+
+def test_sync_batch_norm_has_the_factors_of_batch_norm() -> None:
+    """In one process: on several, torch runs its forward on GPUs only."""
+    x, y = torch.randn(BATCH, 3, 5, 4, generator=torch.Generator().manual_seed(0)), torch.randn(BATCH, 3, 5, 4)
+
+    def weighted(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        return (model(inputs) * targets).sum() / len(inputs)
+
+    plain, synced = (collect(nn.Sequential(kind(3)).train(), weighted, x, y)[0] for kind in (nn.BatchNorm2d, nn.SyncBatchNorm))
+    assert plain.keys() == synced.keys() == {("0", "row"), ("0", "column")}
+    for key, value in plain.items():
+        torch.testing.assert_close(synced[key], value, rtol=1e-6, atol=0)
