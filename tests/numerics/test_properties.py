@@ -8,15 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
 from fat_ray.fisher.collector import Sums
 from fat_ray.fisher.drift import MAX_DISTANCE
 from fat_ray.fisher.groups import build_groups
-from fat_ray.fisher.meter import DriftMeter
+from fat_ray.fisher.meter import DriftMeter, build_formulas
+from fat_ray.fisher.state import RunningAverage
 from fat_ray.freeze.freezer import Freezer
 from fat_ray.freeze.policies import FisherDrift, RandomMatched
 from fat_ray.freeze.policy import Observation, Policy
-from fat_ray.spec.run import DriftSpec, FisherSpec, FreezeSpec, GroupSpec
+from fat_ray.spec.run import DriftSpec, FisherSpec, FreezeSpec, GroupSpec, RunSpec
+from tests.support.factors import collect
 
 CPU = torch.device("cpu")
 ROWS, COLUMNS = 24, 20
@@ -231,3 +234,30 @@ def test_the_active_set_only_shrinks(seed: int, policy: Policy) -> None:
     for group, on in zip(groups, freezer.active, strict=True):
         for member in group.members:
             assert model.get_parameter(member.parameter).requires_grad or not on
+
+
+@pytest.mark.parametrize(("preset", "told"), [("corrected", True), ("released", False)])
+def test_factors_tell_true_labels_from_shuffled_ones_unless_they_restart(preset: str, told: bool) -> None:
+    """A network that knows its labels meets them, and shuffled ones: S must differ, and where averages restart at one it does not.
+
+    What this does to scores is measured by `python -m bench.labels`: too slow for a test.
+    """
+    spec = RunSpec.model_validate({"preset": preset}).fisher
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 8, generator=generator)
+    y = (x.sum(1) > 0).long()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    formulas = build_formulas(spec)
+    rows = []
+    for labels in (y, y[torch.randperm(64, generator=generator)]):
+        (state,) = collect(model, lambda m, a, b: functional.cross_entropy(m(a), b), x, labels, formulas=formulas)
+        rows.append(RunningAverage(spec.average, spec.decay).update(("2", "row"), state["2", "row"]))
+    alive = rows[1] > rows[1].min()
+    ratio = np.median(rows[1][alive] / rows[0][alive])
+    assert ratio > 10 if told else 1 <= ratio < 1.05
