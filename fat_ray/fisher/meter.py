@@ -14,7 +14,7 @@ from fat_ray.fisher.factors import ExactFormulas, Formulas
 from fat_ray.fisher.groups import Group
 from fat_ray.fisher.reduce import all_sum, reduce_sums, world
 from fat_ray.fisher.released import ReleasedFormulas
-from fat_ray.fisher.state import SQUARES, PartKey, RunningAverage, State, group_values, is_known
+from fat_ray.fisher.state import SQUARES, PartKey, RunningAverage, State, at_scale_of, group_values, is_known
 from fat_ray.spec.run import DriftSpec, FisherSpec
 
 Floats = NDArray[np.float64]
@@ -145,12 +145,13 @@ class DriftMeter:
     def _compare_with_previous(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
         found = np.zeros((2, len(self._groups)))
         previous = self._previous or [{} for _ in states]
+        scaled = at_scale_of(states, previous)
         measured = np.array([on and self._known(index, [*states, *previous]) for index, on in enumerate(active)])
         for index in self._mine(measured, _owners([size if on else 0 for size, on in zip(self._sizes, measured, strict=True)], world()[1])):
             if self.halves:
                 (before_a, before_b), (now_a, now_b) = previous, states
                 drift = self._divergence(index, (before_a, before_b), (now_a, now_b))
-                noise = self._divergence(index, (now_a, before_b), (before_a, now_b))
+                noise = self._divergence(index, (now_a, scaled[1]), (scaled[0], now_b))
                 found[:, index] = drift - noise, noise
             else:
                 found[0, index] = np.sqrt(self._divergence(index, previous, states))
