@@ -85,7 +85,8 @@ class Collector:
             self._handles.append(self.layers[layer].register_forward_hook(self._watch(layer, share)))
 
     def _watch(self, layer: str, share: Share) -> Any:
-        scale = share.scale(example_gradients=self._formulas.example_gradients)
+        squared = self._formulas.example_gradients
+        scale = share.scale(example_gradients=squared)
 
         def forward_hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if not (torch.is_grad_enabled() and output.requires_grad and self._model.training):
@@ -93,7 +94,11 @@ class Collector:
 
             def gradient_hook(gradient: Tensor) -> None:
                 with torch.no_grad():
-                    self._add(layer, module, gradient.float() * scale, share, is_input=False)
+                    values = gradient.float()
+                    if squared:  # scaling the sums saves a pass over the gradient
+                        self._add(layer, module, values, share, is_input=False, weight=scale**2)
+                    else:
+                        self._add(layer, module, values if scale == 1 else values * scale, share, is_input=False)
 
             output.register_hook(gradient_hook)  # type: ignore[no-untyped-call]
             with torch.no_grad():
@@ -101,14 +106,15 @@ class Collector:
 
         return forward_hook
 
-    def _add(self, layer: str, module: nn.Module, values: Tensor, share: Share, *, is_input: bool) -> None:
+    def _add(self, layer: str, module: nn.Module, values: Tensor, share: Share, *, is_input: bool, weight: float = 1.0) -> None:
         sums = self._formulas.inputs if is_input else self._formulas.outputs
         split = round(values.shape[0] * share.boundary) if self._halves else 0
         for half, part_values in enumerate((values[:split], values[split:])):
             if part_values.shape[0]:
                 for part, (total, count) in sums(module, part_values).items():
+                    weighted = total if weight == 1 else total * weight
                     before = self._sums.get((layer, part, half))
-                    self._sums[layer, part, half] = (total, count) if before is None else (before[0] + total, before[1] + count)
+                    self._sums[layer, part, half] = (weighted, count) if before is None else (before[0] + weighted, before[1] + count)
 
     def take(self) -> Sums:
         """What was collected since the first `arm`: complete layers only, in a fixed order, both halves of each; disarms."""

@@ -9,7 +9,7 @@ Method: log10 is monotone, so both states are sorted as they are; only the tails
 mapped back to the smallest float32 that reaches them, and bins are counted by binary search.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,10 +55,15 @@ def js_divergence_sorted(reference: Floats32, current: Floats32, *, mode: Mode =
         p, q = _raw_histograms(reference, current, bins)
     else:
         p, q = _log_histograms(reference, current, bins, centre)
-    p, q = _probabilities(p), _probabilities(q)
+    return float(divergence_of_counts(p, q))
+
+
+def divergence_of_counts(reference: NDArray[Any], current: NDArray[Any]) -> Floats:
+    """Jensen-Shannon divergence of histograms with equal bins, in natural units; bins are the last dimension, which goes."""
+    p, q = _probabilities(reference), _probabilities(current)
     m = 0.5 * (p + q)
-    divergence = 0.5 * (np.sum(p * np.log(p / m)) + np.sum(q * np.log(q / m)))
-    return max(0.0, float(divergence))
+    divergence = 0.5 * (np.sum(p * np.log(p / m), axis=-1) + np.sum(q * np.log(q / m), axis=-1))
+    return np.maximum(0.0, divergence)
 
 
 def automatic_bins(size: int) -> int:
@@ -66,45 +71,52 @@ def automatic_bins(size: int) -> int:
     return int(np.clip(round(2 * size ** (1 / 3)), 8, 64))
 
 
-def _probabilities(counts: Floats) -> Floats:
+def _probabilities(counts: NDArray[Any]) -> Floats:
     """Counts as probabilities of at least 1e-12: what the recorded distances of the released code need to be met exactly."""
-    masses: Floats = np.maximum(counts / counts.sum(), EPSILON)
-    masses /= masses.sum()
+    masses = counts + EPSILON
+    masses = np.maximum(masses / masses.sum(axis=-1, keepdims=True), EPSILON)
+    masses /= masses.sum(axis=-1, keepdims=True)
     return masses
 
 
-def _raw_histograms(reference: Floats32, current: Floats32, bins: int) -> tuple[Floats, Floats]:
+def _raw_histograms(reference: Floats32, current: Floats32, bins: int) -> tuple[NDArray[Any], NDArray[Any]]:
     low, high = float(min(reference[0], current[0])), float(max(reference[-1], current[-1]))
     edges = np.linspace(low, high if high > low else low + 1e-3, bins + 1)
     edges[-1] = np.nextafter(edges[-1], np.inf)  # closed on the right
-    thresholds = edges.astype(np.float32)
-    below = thresholds < edges
-    thresholds[below] = np.nextafter(thresholds[below], np.float32(np.inf))
+    thresholds = widened(edges)
     return _counts(reference, thresholds), _counts(current, thresholds)
 
 
-def _log_histograms(reference: Floats32, current: Floats32, bins: int, centre: Centre) -> tuple[Floats, Floats]:
+def widened(edges: Floats) -> Floats32:
+    """The smallest float32 that is at least each edge."""
+    thresholds = edges.astype(np.float32)
+    below = thresholds < edges
+    thresholds[below] = np.nextafter(thresholds[below], np.float32(np.inf))
+    return thresholds
+
+
+def _log_histograms(reference: Floats32, current: Floats32, bins: int, centre: Centre) -> tuple[NDArray[Any], NDArray[Any]]:
     states = [reference, current]
-    shifts = [_median_log(state) if centre == "median" else 0.0 for state in states]
+    shifts = [_medianlog_of(state) if centre == "median" else 0.0 for state in states]
     low, high = _joint_percentiles(states, shifts)
     edges = np.linspace(low, high if high > low else low + 1e-3, bins + 1)
     edges[-1] = np.nextafter(edges[-1], np.inf)
-    p, q = (_counts(state, _thresholds(edges, shift)) for state, shift in zip(states, shifts, strict=True))
+    p, q = (_counts(state, smallest_reaching(edges, shift)) for state, shift in zip(states, shifts, strict=True))
     return p, q
 
 
-def _counts(ordered: Floats32, thresholds: Floats32) -> Floats:
-    counts: Floats = np.diff(np.searchsorted(ordered, thresholds)) + EPSILON
-    return counts
+def _counts(ordered: Floats32, thresholds: Floats32) -> NDArray[np.int64]:
+    return np.diff(np.searchsorted(ordered, thresholds))
 
 
-def _log(values: Floats32) -> Floats:
+def log_of(values: Floats32) -> Floats:
+    """`log10(v + 1e-12)` in float64."""
     return np.log10(values.astype(np.float64) + EPSILON)
 
 
-def _median_log(state: Floats32) -> float:
+def _medianlog_of(state: Floats32) -> float:
     middle = state[[(state.size - 1) // 2, state.size // 2]]
-    return float(_log(middle).mean())
+    return float(log_of(middle).mean())
 
 
 def _joint_percentiles(states: list[Floats32], shifts: list[float]) -> tuple[float, float]:
@@ -113,8 +125,8 @@ def _joint_percentiles(states: list[Floats32], shifts: list[float]) -> tuple[flo
     ranks = [(total - 1) * fraction for fraction in PERCENTILES]
     below = int(ranks[0]) + 2
     above = total - int(ranks[1])
-    head = np.sort(np.concatenate([_log(state[:below]) - shift for state, shift in zip(states, shifts, strict=True)]))
-    tail = np.sort(np.concatenate([_log(state[-above:]) - shift for state, shift in zip(states, shifts, strict=True)]))
+    head = np.sort(np.concatenate([log_of(state[:below]) - shift for state, shift in zip(states, shifts, strict=True)]))
+    tail = np.sort(np.concatenate([log_of(state[-above:]) - shift for state, shift in zip(states, shifts, strict=True)]))
     return _interpolate(head, ranks[0]), _interpolate(tail, ranks[1] - (total - tail.size))
 
 
@@ -127,36 +139,51 @@ def _interpolate(ordered: Floats, rank: float) -> float:
     return float(right - difference * (1 - fraction) if fraction >= 0.5 else left + difference * fraction)
 
 
-def _thresholds(edges: Floats, shift: float) -> Floats32:
-    """The smallest float32 v >= 0 with `log10(v + 1e-12) - shift >= edge`, per edge.
+def smallest_reaching(edges: Floats, shift: Floats | float) -> Floats32:
+    """The smallest float32 v >= 0 with `log10(v + 1e-12) - shift >= edge`, per edge; infinity if there is none.
 
-    The inverse function gives a guess; its neighbours decide, and where they do not, a bisection over the bit patterns, whose order is
-    that of the values.
+    The inverse function gives a guess; its neighbours decide, and where they do not, as for numbers so small that the logarithm hardly sees
+    them, the sum is found first and then what has to be added to reach it.
+
+    Args:
+        edges: Any shape.
+        shift: Broadcasts with `edges`.
     """
+    shift = np.broadcast_to(shift, edges.shape)
     with np.errstate(over="ignore"):
         guess = np.maximum(10.0 ** (edges + shift) - EPSILON, 0.0).astype(np.float32)
-    bits = guess.view(np.int32).astype(np.int64)
-    candidates = bits[:, None] + np.arange(-2, 3)
-    reached = _reaches(candidates, edges[:, None], shift)
-    first = reached.argmax(axis=1)
-    found = candidates[np.arange(edges.size), first]
-    unsure = ~reached[:, -1] | (first == 0)
+    bits = guess.view(np.int32)
+    before, here, after = (log_of(_float32(bits + step)) - shift >= edges for step in (-1, 0, 1))
+    found = np.where(here, bits, bits + 1)
+    unsure = before & (bits > 0) | ~after
     if unsure.any():
-        found[unsure] = _bisect(edges[unsure], shift)
-    thresholds: Floats32 = found.astype(np.int32).view(np.float32)
-    return thresholds
+        found[unsure] = _first_bits(_smallest_argument(edges[unsure], shift[unsure]))
+    return _float32(found)
 
 
-def _reaches(bits: NDArray[np.int64], edges: Floats, shift: float) -> NDArray[np.bool_]:
-    values = np.clip(bits, 0, _LARGEST).astype(np.int32).view(np.float32)
-    return (bits >= 0) & (_log(values) - shift >= edges)
+def _float32(bits: NDArray[np.int32]) -> Floats32:
+    """Non-negative numbers from their bits, up to infinity."""
+    values: Floats32 = np.minimum(np.maximum(bits, 0), _LARGEST).astype(np.int32).view(np.float32)
+    return values
 
 
-def _bisect(edges: Floats, shift: float) -> NDArray[np.int64]:
-    low = np.full(edges.size, -1, np.int64)
-    high = np.full(edges.size, _LARGEST, np.int64)
+def _smallest_argument(edges: Floats, shift: Floats) -> Floats:
+    """The smallest float64 w with `log10(w) - shift >= edge`; power and logarithm are off by a few hundred steps at most."""
+    guess = (10.0 ** (edges + shift)).view(np.int64)
+    low, high = guess - (1 << 12), guess + (1 << 12)
     while (high - low > 1).any():
         middle = (low + high) // 2
-        reached = _reaches(middle, edges, shift)
+        reached = np.log10(middle.view(np.float64)) - shift >= edges
         high, low = np.where(reached, middle, high), np.where(reached, low, middle)
-    return high
+    return high.view(np.float64)
+
+
+def _first_bits(sums: Floats) -> NDArray[np.int32]:
+    """Bits of the smallest float32 v >= 0 for which `v + 1e-12` is rounded to at least each sum."""
+    half_step = 0.5 * (sums - np.nextafter(sums, 0.0))
+    with np.errstate(over="ignore"):
+        bits = np.maximum(sums - EPSILON - half_step, 0.0).astype(np.float32).view(np.int32)
+    candidates = np.stack([bits - 1, bits, bits + 1])
+    reached = (candidates >= 0) & (_float32(candidates).astype(np.float64) + EPSILON >= sums)
+    first: NDArray[np.int32] = np.take_along_axis(candidates, reached.argmax(axis=0)[None], axis=0)[0]
+    return first

@@ -50,7 +50,10 @@ class Formulas(Protocol):
         ...
 
     def outputs(self, module: nn.Module, gradient: Tensor) -> Parts:
-        """Sums over the output gradients of one call; `gradient` is float32 and scaled as `example_gradients` says."""
+        """Sums over the output gradients of one call; `gradient` is float32.
+
+        With `example_gradients` all are sums of squares, and the caller scales them; else the gradient is scaled already.
+        """
         ...
 
     @property
@@ -107,10 +110,20 @@ def _embedding_outputs(_: nn.Module, s: Tensor) -> Parts:
 def _convolution_inputs(module: nn.Module, x: Tensor) -> Parts:
     assert isinstance(module, CONVOLUTIONS)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    # the module's own padding in functional.pad's order; it also resolves padding="same"
-    squares = functional.pad((x * x).sum(0, keepdim=True), module._reversed_padding_repeated_twice, mode=mode)[0]  # noqa: SLF001
+    margins = module._reversed_padding_repeated_twice  # noqa: SLF001  in functional.pad's order; it also resolves padding="same"
+    if not any(margins) and all(kernel == stride == 1 for kernel, stride in zip(module.kernel_size, module.stride, strict=True)):
+        squares, count = _per_channel(x)  # every value is a patch of its own
+        return {"column": (squares.reshape(module.groups, -1, *module.kernel_size), count)}
+    squares = functional.pad(sum_over_examples(x * x)[None], margins, mode=mode)[0]
     total, num_positions = patch_sums(squares, module)
     return {"column": (total.reshape(module.groups, -1, *module.kernel_size), x.shape[0] * num_positions)}
+
+
+def sum_over_examples(x: Tensor) -> Tensor:
+    """`x.sum(0)`, several times faster where channels come last in memory."""
+    if x.ndim == 4 and not x.is_contiguous():
+        return x.movedim(1, -1).sum(0).movedim(-1, 0)
+    return x.sum(0)
 
 
 def patch_sums(squares: Tensor, module: Convolution) -> tuple[Tensor, int]:
@@ -150,7 +163,7 @@ def _channel_inputs(_: nn.Module, x: Tensor) -> Parts:
 def _transposed_outputs(module: nn.Module, s: Tensor) -> Parts:
     """A transposed convolution reads its output's gradient as a convolution reads its input: the factors change places."""
     assert isinstance(module, TRANSPOSED)
-    squares = (s * s).sum(0)
+    squares = sum_over_examples(s * s)
     margins: list[int] = [int(padding) for padding in reversed(module.padding) for _ in range(2)]  # type: ignore[call-overload]
     total, num_positions = patch_sums(functional.pad(squares, margins), module)
     total = total.reshape(module.groups, -1, *module.kernel_size)
@@ -160,12 +173,14 @@ def _transposed_outputs(module: nn.Module, s: Tensor) -> Parts:
 def _batch_norm_inputs(module: nn.Module, x: Tensor) -> Parts:
     """Second moment of the normalised input, from the statistics that normalised it."""
     assert isinstance(module, nn.modules.batchnorm._NormBase)  # noqa: SLF001
-    variance, mean = torch.var_mean(x, [dim for dim in range(x.ndim) if dim != 1], correction=0)
+    squares, count = _per_channel(x)
+    # plain sums are up to 30 times faster than torch.var_mean over strided dimensions; the difference is taken in float64
+    mean = x.sum([dim for dim in range(x.ndim) if dim != 1]).double() / count
+    variance = (squares.double() / count - mean * mean).clamp_min(0.0)
     if not module.training and module.running_mean is not None and module.running_var is not None:
         moment = (variance + (mean - module.running_mean) ** 2) / (module.running_var + module.eps)
     else:
         moment = variance / (variance + module.eps)
-    count = x.numel() // x.shape[1]
     return {"column": (moment * count, count)}
 
 

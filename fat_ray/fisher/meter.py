@@ -1,6 +1,6 @@
 """From collected sums to one distance per group, equal to the bit on every rank: states, what they are compared with, who computes what."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fat_ray.fisher.collector import Sums, covered_layers
-from fat_ray.fisher.drift import automatic_bins, js_divergence_sorted
+from fat_ray.fisher.compare import js_divergences
+from fat_ray.fisher.drift import automatic_bins
 from fat_ray.fisher.factors import ExactFormulas, Formulas
 from fat_ray.fisher.groups import Group
+from fat_ray.fisher.products import Products
 from fat_ray.fisher.reduce import all_sum, reduce_sums, world
 from fat_ray.fisher.released import ReleasedFormulas
-from fat_ray.fisher.state import SQUARES, PartKey, RunningAverage, State, at_scale_of, group_values, is_known
+from fat_ray.fisher.state import SQUARES, MeanState, PartKey, RunningAverage, State, at_scale_of, group_vectors, is_known
 from fat_ray.spec.run import DriftSpec, FisherSpec
 
 Floats = NDArray[np.float64]
@@ -22,6 +24,14 @@ Floats32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Gradients = Callable[[str], Floats]
 """Name of a parameter to the square of its mean gradient over the global batch."""
+
+_BATCH = 1 << 12
+"""Entries of the longer vectors of the groups that are compared at a time; eight times as many values that are no products."""
+
+_LEAST = 32
+"""What a group counts for at least."""
+
+_ONE = np.ones(1, np.float32)
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,7 @@ class DriftMeter:
         self._updates = 0
         self._sizes = [group.elements for group in groups]
         self._owners = _owners(self._sizes, world()[1])  # of the element-wise averages, which stay where they are
+        self._shapes: dict[int, tuple[int, int, int]] = {}
         self._waiting: dict[PartKey, Floats] = {}
 
     @property
@@ -145,60 +156,83 @@ class DriftMeter:
     def _compare_with_previous(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
         found = np.zeros((2, len(self._groups)))
         previous = self._previous or [{} for _ in states]
-        scaled = at_scale_of(states, previous)
         measured = np.array([on and self._known(index, [*states, *previous]) for index, on in enumerate(active)])
-        for index in self._mine(measured, _owners([size if on else 0 for size, on in zip(self._sizes, measured, strict=True)], world()[1])):
-            if self.halves:
-                (before_a, before_b), (now_a, now_b) = previous, states
-                drift = self._divergence(index, (before_a, before_b), (now_a, now_b))
-                noise = self._divergence(index, (now_a, scaled[1]), (scaled[0], now_b))
-                found[:, index] = drift - noise, noise
-            else:
-                found[0, index] = np.sqrt(self._divergence(index, previous, states))
+        mine = self._mine(measured, _owners([size if on else 0 for size, on in zip(self._sizes, measured, strict=True)], world()[1]))
+        pairs = [(previous[0], states[0])]
+        if self.halves:
+            (before_a, before_b), (now_a, now_b) = previous, states
+            drift = MeanState(before_a, before_b), MeanState(now_a, now_b)
+            scaled_a, scaled_b = at_scale_of(states, previous)
+            noise = MeanState(now_a, scaled_b), MeanState(scaled_a, now_b)
+            pairs = [drift, noise]
+        for batch in self._batches(mine, pairs[0][0]):
+            sides = [[self._vectors(index, pair[side]) for pair in pairs for index in batch] for side in (0, 1)]
+            moved, *apart = self._divergences(_products(sides[0]), _products(sides[1])).reshape(len(pairs), -1)
+            found[:, batch] = (moved - apart[0], apart[0]) if apart else (np.sqrt(moved), 0 * moved)
         return found, measured
 
     def _known(self, index: int, states: list[State]) -> bool:
         return all(is_known(self._groups[index], state, factored=bool(self.factored[index])) for state in states)
 
-    def _divergence(self, index: int, reference: list[State] | tuple[State, State], current: list[State] | tuple[State, State]) -> float:
-        return self._js(np.sort(self._mean_values(index, reference)), np.sort(self._mean_values(index, current)))
+    def _vectors(self, index: int, state: State) -> tuple[Floats32, Floats32]:
+        return group_vectors(self._groups[index], state, factored=bool(self.factored[index]))
 
-    def _js(self, reference: Floats32, current: Floats32) -> float:
-        bins = automatic_bins(reference.size) if self._drift.bins == "auto" else self._drift.bins
-        return js_divergence_sorted(reference, current, mode=self._drift.distance, bins=bins, centre=self._drift.centre)
+    def _divergences(self, reference: Products, current: Products) -> Floats:
+        bins = self._bins(int(reference.sizes[0]))
+        return js_divergences(reference, current, mode=self._drift.distance, bins=bins, centre=self._drift.centre)
 
-    def _mean_values(self, index: int, states: list[State] | tuple[State, State]) -> Floats32:
-        """Values of a group under the mean of some states; the factors are averaged, not their products."""
-        group, factored = self._groups[index], bool(self.factored[index])
-        if len(states) == 1:
-            return group_values(group, states[0], factored=factored)
-        first, second = states
-        keys = [key for key in first if key[0] == group.layer] if factored else [(m.parameter, SQUARES) for m in group.members]
-        return group_values(group, {key: 0.5 * (first[key] + second[key]) for key in keys}, factored=factored)
+    def _bins(self, size: int) -> int:
+        return automatic_bins(size) if self._drift.bins == "auto" else self._drift.bins
+
+    def _batches(self, chosen: list[int], state: State) -> Iterator[list[int]]:
+        """Groups whose vectors have equal lengths, or are single and of like lengths, as many at a time as scratch memory allows."""
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for index in chosen:
+            if index not in self._shapes:
+                rows, columns = self._vectors(index, state)
+                length = 1 << (columns.size - 1).bit_length() if rows.size == 1 else columns.size
+                self._shapes[index] = rows.size, length, self._bins(self._sizes[index])
+            shapes.setdefault(self._shapes[index], []).append(index)
+        for (rows, columns, _), members in shapes.items():
+            most = max(1, _BATCH // max(rows, columns if rows > 1 else columns // 8, _LEAST))
+            yield from (members[first : first + most] for first in range(0, len(members), most))
 
     def _compare_with_average(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
         """Each state against the element-wise average of all before; the first state only starts the average."""
         found = np.zeros((2, len(self._groups)))
         present = np.array([on and self._known(index, states) for index, on in enumerate(active)])
-        measured = present & (self._updates > 0)
-        decay = np.float32(self._drift.compare_decay)
-        for index in self._mine(present, self._owners):
-            values = self._mean_values(index, states)
-            average = self._elementwise.get(index)
-            if average is None:
-                self._elementwise[index] = values
-                continue
-            found[0, index] = np.sqrt(self._js(np.sort(average), np.sort(values)))
-            average *= decay
-            values *= np.float32(1.0 - self._drift.compare_decay)
-            average += values
+        for batch in self._batches(self._mine(present, self._owners), states[0]):
+            vectors = [self._vectors(index, states[0]) for index in batch]
+            if batch[0] in self._elementwise:
+                averages = [(_ONE, self._elementwise[index]) for index in batch]
+                found[0, batch] = np.sqrt(self._divergences(_products(averages), _products(vectors)))
+            for index, (rows, columns) in zip(batch, vectors, strict=True):
+                self._average(index, np.outer(rows, columns).ravel())
         for frozen in np.flatnonzero(~active).tolist():
             self._elementwise.pop(frozen, None)
-        return found, measured
+        return found, present & (self._updates > 0)
+
+    def _average(self, index: int, values: Floats32) -> None:
+        """`E <- decay·E + (1-decay)·F` in float32; the first F starts E."""
+        average = self._elementwise.setdefault(index, values)
+        if average is not values:
+            average *= np.float32(self._drift.compare_decay)
+            values *= np.float32(1.0 - self._drift.compare_decay)
+            average += values
 
     def _mine(self, wanted: Bools, owners: list[int]) -> list[int]:
         rank = world()[0]
         return [int(index) for index in np.flatnonzero(wanted) if owners[index] == rank]
+
+
+def _products(vectors: list[tuple[Floats32, Floats32]]) -> Products:
+    lengths = np.array([columns.size for _, columns in vectors])
+    if (lengths == lengths[0]).all():
+        return Products(np.stack([rows for rows, _ in vectors]), np.stack([columns for _, columns in vectors]))
+    table = np.full((len(vectors), lengths.max()), np.inf, np.float32)
+    for row, (_, columns) in zip(table, vectors, strict=True):
+        row[: columns.size] = columns
+    return Products(np.stack([rows for rows, _ in vectors]), table, lengths)
 
 
 def _owners(sizes: list[int], num_ranks: int) -> list[int]:

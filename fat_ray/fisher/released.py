@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fat_ray.fisher.factors import Factors, Floats, Parts, patch_sums
+from fat_ray.fisher.factors import Factors, Floats, Parts, patch_sums, sum_over_examples
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)
 
@@ -70,7 +70,7 @@ class ReleasedFormulas:
 def _convolution(module: nn.Conv2d, x: Tensor) -> Parts:
     """Patches with zero padding and no dilation, summed over examples, positions and groups."""
     padding = module.padding if isinstance(module.padding, tuple) else (0, 0)
-    squares = functional.pad((x * x).sum(0), [padding[1], padding[1], padding[0], padding[0]])
+    squares = functional.pad(sum_over_examples(x * x), [padding[1], padding[1], padding[0], padding[0]])
     plain = nn.Conv2d(1, 1, module.kernel_size, module.stride, device="meta")  # type: ignore[arg-type]  # the kernel without dilation
     total, num_positions = patch_sums(squares, plain)
     total = total.reshape(module.groups, -1, *total.shape[1:]).sum(0, keepdim=True)

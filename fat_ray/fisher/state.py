@@ -1,7 +1,7 @@
 """The Fisher of each group as it is known: running averages of factors, and the values of a group formed from them when needed."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,12 @@ Floats32 = NDArray[np.float32]
 PartKey = tuple[str, str]
 """(layer, part of its factors), or (parameter, ``squares``)."""
 
-State = Mapping[PartKey, Floats]
+State = Mapping[PartKey, NDArray[Any]]
 SQUARES = "squares"
+_PARTS = ("row", "column", "bias_row", "bias_column")
+
+_SMALL = 4096
+"""Groups of fewer entries are compared as they are: that costs no more than two vectors do."""
 
 
 class RunningAverage:
@@ -62,12 +66,64 @@ def is_known(group: Group, state: State, *, factored: bool) -> bool:
     return all((member.parameter, SQUARES) in state for member in group.members)
 
 
+class MeanState(Mapping[PartKey, NDArray[Any]]):
+    """The mean of two states in float32, taken part by part when it is asked for."""
+
+    def __init__(self, first: State, second: State) -> None:
+        self._first, self._second = first, second
+        self._kept: dict[PartKey, Floats32] = {}
+
+    def __getitem__(self, key: PartKey) -> Floats32:
+        """Factors are kept, squared gradients are not."""
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept
+        mean: Floats32 = (0.5 * (self._first[key] + self._second[key])).astype(np.float32)
+        if key[1] != SQUARES:
+            self._kept[key] = mean
+        return mean
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._first and key in self._second
+
+    def __iter__(self) -> Iterator[PartKey]:
+        return iter(self._first)
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+
 def group_values(group: Group, state: State, *, factored: bool) -> Floats32:
     """Diagonal Fisher values of a group, float32, flat, member after member."""
     if not factored:
         return np.concatenate([state[m.parameter, SQUARES].reshape(m.shape)[m.index].astype(np.float32).ravel() for m in group.members])
-    parts = {part: value.astype(np.float32) for (layer, part), value in state.items() if layer == group.layer}
+    parts = _parts(group, state)
     return np.concatenate([_factored_values(member, parts).ravel() for member in group.members])
+
+
+def group_vectors(group: Group, state: State, *, factored: bool) -> tuple[Floats32, Floats32]:
+    """Two float32 vectors whose products are the values of a group, in an order of their own; one is the number 1 where there are none."""
+    if factored and group.elements >= _SMALL:
+        vectors = _outer_factors(group, _parts(group, state))
+        if vectors is not None:
+            return vectors
+    return np.ones(1, np.float32), group_values(group, state, factored=factored)
+
+
+def _parts(group: Group, state: State) -> dict[str, Floats32]:
+    return {part: state[group.layer, part].astype(np.float32, copy=False) for part in _PARTS if (group.layer, part) in state}
+
+
+def _outer_factors(group: Group, parts: Mapping[str, Floats32]) -> tuple[Floats32, Floats32] | None:
+    """Rows and columns of a block of a weight; bias entries of the same rows are one more column."""
+    (weight, *others), row, column = group.members, parts["row"], parts["column"]
+    if weight.role == "bias" or row.ndim == len(weight.shape) or column.shape[0] != 1 or (others and "bias_row" in parts):
+        return None
+    if weight.dim == 0:
+        row, column = row[weight.start : weight.stop], column.ravel()
+    else:
+        column = column.reshape(weight.shape[1], -1)[weight.start : weight.stop].ravel()
+    return row, np.concatenate([column, *(parts.get("bias_column", np.ones(1, np.float32)) for _ in others)])
 
 
 def _factored_values(block: Block, parts: Mapping[str, Floats32]) -> Floats32:
