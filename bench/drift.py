@@ -166,7 +166,9 @@ def _reduce_on_rank(rank: int, folder: str, repeats: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     shapes = {f"layer {number}": (384, 4 * 384) for number in range(75)}
-    sums: Sums = {(layer, part, 1): (torch.rand(n), 1.0) for layer, sizes in shapes.items() for part, n in zip(("row", "column"), sizes, strict=True)}
+    sums: Sums = {
+        (layer, part, 1): (torch.rand(n), 1.0) for layer, sizes in shapes.items() for part, n in zip(("row", "column"), sizes, strict=True)
+    }
     flat, single = [], []
     for _ in range(repeats):
         dist.barrier()
@@ -192,7 +194,9 @@ def run(cases: Sequence[str], presets: Sequence[str], repeats: int) -> Row:
         case = CASES[name](name)
         updates = {preset: measure_update(case, preset, max(1, repeats // 2)) for preset in presets}
         steps = measure_steps(case, presets, repeats)
-        drift += [{"network": name, "parameters": case.parameters, "preset": preset, **updates[preset], **steps[preset]} for preset in presets]
+        drift += [
+            {"network": name, "parameters": case.parameters, "preset": preset, **updates[preset], **steps[preset]} for preset in presets
+        ]
     return {"torch": torch.__version__, "numpy": np.__version__, "drift": drift, "all_reduce": measure_reduction(20 * repeats)}
 
 
