@@ -67,7 +67,7 @@ Settings = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Directory that gets the study's own; default: output of the file.")]
 Wandb = Annotated[WandbMode | None, typer.Option("--wandb", help="Mode of Weights & Biases; default: wandb.mode of the file.")]
 Address = Annotated[
-    str | None, typer.Option("--address", metavar="ADDR", help="Ray cluster to use; default: a Ray of its own on loopback.")
+    str | None, typer.Option("--address", metavar="ADDR", help="Ray cluster to use; default: RAY_ADDRESS, or a Ray of its own on loopback.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
@@ -200,7 +200,7 @@ def run(
     out: Out = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="DDP processes; default: train.workers.")] = None,
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Train under Ray, or in processes of this machine.")] = False,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the run; default: the first of seeds.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the run; default: the first of seeds.")] = None,
     wandb: Wandb = None,
     quiet: Quiet = False,
 ) -> None:

@@ -84,7 +84,7 @@ class SamplerSpec(Strict):
     """Who suggests settings, by Optuna's name."""
 
     name: Literal["tpe", "random", "qmc", "nsga2"] = "tpe"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     startup_trials: Count = 4
     """tpe only: random trials before the model is used."""
 

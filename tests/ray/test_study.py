@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fat_ray.errors import OutputError, ResourceError
 from fat_ray.events import Status
+from fat_ray.records.environment import git_state
 from fat_ray.records.reader import parts, read_table, run_end, run_start, runs
 from fat_ray.spec.study import StudySpec
 from fat_ray.study import cluster
@@ -103,7 +104,9 @@ def test_a_study_runs_to_its_end_with_its_baselines_and_leaks_nothing(ray_sessio
         end = run_end(outcome.directory, f"t{trial.number:04d}-s0")
         assert end is not None
         assert trial.values == [end.final["val/f1"], end.mean_active]
-        assert run_start(outcome.directory, f"t{trial.number:04d}-s0").params == trial.params
+        start = run_start(outcome.directory, f"t{trial.number:04d}-s0")
+        assert start.params == trial.params
+        assert start.environment["git_commit"] == git_state()["git_commit"]  # workers stay in the directory of the driver
 
     leader = max(told, key=lambda trial: trial.values[0])
     followed = read_table(outcome.directory, "events", f"t{leader.number:04d}-s0")["step"].to_pylist()
