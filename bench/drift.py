@@ -157,7 +157,7 @@ def measure_steps(case: Case, presets: Sequence[str], repeats: int) -> dict[str,
 def measure_reduction(repeats: int) -> Row:
     """The factors of the larger transformer on 2 gloo ranks: one flat bucket against a collective per module."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_reduce_on_rank, (folder, repeats), nprocs=2, start_method="spawn")
+        mp.spawn(_reduce_on_rank, (folder, repeats), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
         return dict(json.loads(Path(folder, "0.json").read_text()))
 
 
@@ -165,10 +165,8 @@ def _reduce_on_rank(rank: int, folder: str, repeats: int) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    shapes = {f"layer {number}": (384, 4 * 384) for number in range(75)}
-    sums: Sums = {
-        (layer, part, 1): (torch.rand(n), 1.0) for layer, sizes in shapes.items() for part, n in zip(("row", "column"), sizes, strict=True)
-    }
+    layers, sizes = [f"layer {number}" for number in range(75)], {"row": 384, "column": 4 * 384}
+    sums: Sums = {(layer, part, 1): (torch.rand(size), 1.0) for layer in layers for part, size in sizes.items()}
     flat, single = [], []
     for _ in range(repeats):
         dist.barrier()
@@ -177,12 +175,12 @@ def _reduce_on_rank(rank: int, folder: str, repeats: int) -> None:
         flat.append(time.perf_counter() - started)
         dist.barrier()
         started = time.perf_counter()
-        for layer in shapes:
+        for layer in layers:
             reduce_sums({key: value for key, value in sums.items() if key[0] == layer}, CPU)
         single.append(time.perf_counter() - started)
     if rank == 0:
         one, many = statistics.median(flat), statistics.median(single)
-        Path(folder, "0.json").write_text(json.dumps({"modules": len(shapes), "flat_s": one, "per_module_s": many, "ratio": many / one}))
+        Path(folder, "0.json").write_text(json.dumps({"modules": len(layers), "flat_s": one, "per_module_s": many, "ratio": many / one}))
     dist.destroy_process_group()
 
 
@@ -194,16 +192,15 @@ def run(cases: Sequence[str], presets: Sequence[str], repeats: int) -> Row:
         case = CASES[name](name)
         updates = {preset: measure_update(case, preset, max(1, repeats // 2)) for preset in presets}
         steps = measure_steps(case, presets, repeats)
-        drift += [
-            {"network": name, "parameters": case.parameters, "preset": preset, **updates[preset], **steps[preset]} for preset in presets
-        ]
+        whole = {"network": name, "parameters": case.parameters}
+        drift += [{**whole, "preset": preset, **updates[preset], **steps[preset]} for preset in presets]
     return {"torch": torch.__version__, "numpy": np.__version__, "drift": drift, "all_reduce": measure_reduction(20 * repeats)}
 
 
 def table(found: Row) -> str:
     """The tables as text."""
-    columns = ("network", "preset", "groups", "update_s", "plain_update_s", "ratio", "bytes_per_parameter")
-    columns += ("plain_step_s", "idle_over_plain", "collecting_over_plain")
+    columns = ["network", "preset", "groups", "update_s", "plain_update_s", "ratio", "bytes_per_parameter"]
+    columns += ["plain_step_s", "idle_over_plain", "collecting_over_plain"]
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
     for row in found["drift"]:
         cells = [f"{row[column]:.3f}" if isinstance(row[column], float) else str(row[column]) for column in columns]

@@ -58,7 +58,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, width) to the same."""
         x = x + self.attn(self.norm1(x))
-        return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
+        moved: Tensor = x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
+        return moved
 
 
 class VisionTransformer(nn.Module):

@@ -27,7 +27,8 @@ def probabilities(counts: Floats) -> Floats:
     """Counts plus 1e-12 as probabilities of at least 1e-12."""
     masses = counts + 1e-12
     masses = np.maximum(masses / masses.sum(), 1e-12)
-    return masses / masses.sum()
+    normal: Floats = masses / masses.sum()
+    return normal
 
 
 class PlainMeter(DriftMeter):

@@ -164,8 +164,8 @@ GLOSSARY = {
     "full fine-tuning": "The baseline `none`: every parameter stays active.",
     "random matched": "A baseline that freezes as many parameters as a recorded schedule did, chosen at random.",
     "constant prediction": "The score of a model that predicts the same for every input: what must be beaten.",
-    "zero-shot": "Evaluation on data from elsewhere without training on it. For the embedded cracks it is a proxy: the test split under blur, noise,"
-    " contrast and lighting shifts, whose strengths were chosen by looking at one model.",
+    "zero-shot": "Evaluation on data from elsewhere without training on it. For the embedded cracks it is a proxy: the test split under"
+    " blur, noise, contrast and lighting shifts, whose strengths were chosen by looking at one model.",
     "FLOPs": "Analytic floating point operations of forward and backward passes, two per multiply-add.",
     "training time": "Wall-clock seconds of the optimizer steps on the first worker, without evaluation.",
 }

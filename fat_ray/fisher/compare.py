@@ -47,7 +47,8 @@ def _median_logs(state: Products) -> Floats:
     samples = log_of(np.sort(state.sample(), axis=1))
     wanted = Wanted(0.5, (state.sizes - 1) // 2, state.sizes // 2)
     (middle,) = _order_statistics([state], np.zeros((1, len(samples))), samples, [wanted])
-    return middle.mean(1)
+    medians: Floats = middle.mean(1)
+    return medians
 
 
 def _joint_percentiles(states: list[Products], shifts: Floats) -> tuple[Floats, Floats]:
@@ -93,9 +94,7 @@ def _order_statistics(states: Sequence[Products], shifts: Floats, samples: Float
     return [_between_edges(states, shifts, edges, thresholds, below, ask) for ask in wanted]
 
 
-def _between_edges(  # noqa: PLR0913  what one search shares with the next
-    states: Sequence[Products], shifts: Floats, edges: Floats, thresholds: Floats32, below: Ints, ask: Wanted
-) -> Floats:
+def _between_edges(states: Sequence[Products], shifts: Floats, edges: Floats, thresholds: Floats32, below: Ints, ask: Wanted) -> Floats:
     rows = np.arange(len(edges))
     start = (below <= ask.first[:, None]).sum(1) - 1
     stop = (below <= ask.second[:, None]).sum(1)
@@ -112,7 +111,7 @@ def _between_edges(  # noqa: PLR0913  what one search shares with the next
 
 
 def _edges(samples: Floats, fractions: Sequence[float]) -> Floats:
-    """Strictly ascending edges around the fractions; an edge that repeats gives way by one step, so that equal values get their own bracket."""
+    """Strictly ascending edges around the fractions; an edge that repeats gives way by one step: equal values get their own bracket."""
     num_samples = samples.shape[1]
     around = {int((fraction + offset / 512) * num_samples) for fraction in fractions for offset in _NEIGHBOURS}
     edges: Floats = samples[:, sorted({min(max(position, 0), num_samples - 1) for position in around})]

@@ -63,7 +63,8 @@ def divergence_of_counts(reference: NDArray[Any], current: NDArray[Any]) -> Floa
     p, q = _probabilities(reference), _probabilities(current)
     m = 0.5 * (p + q)
     divergence = 0.5 * (np.sum(p * np.log(p / m), axis=-1) + np.sum(q * np.log(q / m), axis=-1))
-    return np.maximum(0.0, divergence)
+    positive: Floats = np.maximum(0.0, divergence)
+    return positive
 
 
 def automatic_bins(size: int) -> int:
@@ -73,7 +74,7 @@ def automatic_bins(size: int) -> int:
 
 def _probabilities(counts: NDArray[Any]) -> Floats:
     """Counts as probabilities of at least 1e-12: what the recorded distances of the released code need to be met exactly."""
-    masses = counts + EPSILON
+    masses: Floats = counts + EPSILON
     masses = np.maximum(masses / masses.sum(axis=-1, keepdims=True), EPSILON)
     masses /= masses.sum(axis=-1, keepdims=True)
     return masses

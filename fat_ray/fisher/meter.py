@@ -125,8 +125,11 @@ class DriftMeter:
         states: list[dict[PartKey, Floats]] = []
         for half in halves:
             state: dict[PartKey, Floats] = {}
-            for layer in dict.fromkeys(layer for layer, _, _ in totals):
-                parts = {part: total for (of, part, h), total in totals.items() if of == layer and h == half}
+            by_layer: dict[str, dict[str, tuple[Floats, float]]] = {}
+            for (layer, part, h), total in totals.items():
+                if h == half:
+                    by_layer.setdefault(layer, {})[part] = total
+            for layer, parts in by_layer.items():
                 for part, value in self._formulas.finish(self._modules[layer], parts).items():
                     state[layer, part] = self._averages[half].update((layer, part), value)
             states.append(state)
@@ -184,24 +187,31 @@ class DriftMeter:
     def _bins(self, size: int) -> int:
         return automatic_bins(size) if self._drift.bins == "auto" else self._drift.bins
 
-    def _batches(self, chosen: list[int], state: State) -> Iterator[list[int]]:
-        """Groups whose vectors have equal lengths, or are single and of like lengths, as many at a time as scratch memory allows."""
-        shapes: dict[tuple[int, ...], list[int]] = {}
+    def _batches(self, chosen: list[int], state: State, *, formed: bool = False) -> Iterator[list[int]]:
+        """Groups whose vectors have equal lengths, or are single and of like lengths, as many at a time as scratch memory allows.
+
+        Args:
+            chosen: Numbers of groups.
+            state: Where the lengths are seen for the first time.
+            formed: Whether all values of a group are needed too; groups with and without an average are then kept apart.
+        """
+        shapes: dict[tuple[tuple[int, int, int], bool], list[int]] = {}
         for index in chosen:
             if index not in self._shapes:
                 rows, columns = self._vectors(index, state)
                 length = 1 << (columns.size - 1).bit_length() if rows.size == 1 else columns.size
                 self._shapes[index] = rows.size, length, self._bins(self._sizes[index])
-            shapes.setdefault(self._shapes[index], []).append(index)
-        for (rows, columns, _), members in shapes.items():
-            most = max(1, _BATCH // max(rows, columns if rows > 1 else columns // 8, _LEAST))
+            shapes.setdefault((self._shapes[index], index in self._elementwise), []).append(index)
+        for ((num_rows, num_columns, _), _), members in shapes.items():
+            values = num_rows * num_columns if formed or num_rows == 1 else 0
+            most = max(1, _BATCH // max(num_rows, 0 if num_rows == 1 else num_columns, values // 8, _LEAST))
             yield from (members[first : first + most] for first in range(0, len(members), most))
 
     def _compare_with_average(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
         """Each state against the element-wise average of all before; the first state only starts the average."""
         found = np.zeros((2, len(self._groups)))
         present = np.array([on and self._known(index, states) for index, on in enumerate(active)])
-        for batch in self._batches(self._mine(present, self._owners), states[0]):
+        for batch in self._batches(self._mine(present, self._owners), states[0], formed=True):
             vectors = [self._vectors(index, states[0]) for index in batch]
             if batch[0] in self._elementwise:
                 averages = [(_ONE, self._elementwise[index]) for index in batch]

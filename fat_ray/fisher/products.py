@@ -21,10 +21,10 @@ Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-SCRATCH = 1 << 16
-"""Positions found at a time; about 1 MiB of intermediate numbers."""
+SCRATCH = 1 << 15
+"""Positions found at a time; about 0.5 MiB of intermediate numbers."""
 
-_CELLS = 16
+_CELLS = 8
 """Cells of a ruler per entry of the vector."""
 
 _MOST_CELLS = 1 << 15
@@ -84,8 +84,8 @@ class Products:
         rows = max(1, SCRATCH // (self._short.shape[1] * thresholds.shape[1]))
         columns = max(1, SCRATCH // self._short.shape[1])
         for row in range(0, len(total), rows):
-            for column in range(0, total.shape[1], columns):
-                part = np.s_[row : row + rows, column : column + columns]
+            for column in range(0, barriers.shape[1], columns):
+                part = slice(row, row + rows), slice(column, column + columns)
                 total[part] = self._search(part[0], barriers[part]).sum(-1)
         return total
 
@@ -99,7 +99,8 @@ class Products:
         Returns:
             The values, those of the first distribution first, and how many each one has, (D,).
         """
-        start, stop = np.moveaxis(self._search(np.s_[:], _barriers(np.stack([low, high], axis=1))), 1, 0).astype(np.int64)
+        found = self._search(np.s_[:], _barriers(np.stack([low, high], axis=1))).astype(np.int64)
+        start, stop = found[:, 0], found[:, 1]
         lengths = (stop - start).ravel()
         ends = lengths.cumsum()
         first = start + np.arange(len(start))[:, None] * self._long.shape[1]
@@ -113,8 +114,8 @@ class Products:
         with np.errstate(divide="ignore", over="ignore"):
             if self._ruler is None:
                 wanted = np.divide(barriers[:, :, None], short[:, None, :], order="C").reshape(len(short), -1)
-                found = torch.searchsorted(torch.from_numpy(long), torch.from_numpy(wanted), out_int32=True).numpy()
-                return found.reshape(*barriers.shape, -1)  # type: ignore[no-any-return]
+                found: NDArray[np.int32] = torch.searchsorted(torch.from_numpy(long), torch.from_numpy(wanted), out_int32=True).numpy()
+                return found.reshape(*barriers.shape, -1)
             positions = self._ruler.read(which, barriers)
             flat = positions.reshape(-1)
             unsure = np.flatnonzero(flat < 0)
@@ -158,7 +159,8 @@ class Ruler:
         held = np.bincount((rows + cells).ravel(), minlength=len(rows) * (width + 1)).reshape(len(rows), -1)
         occupied = held > 0
         occupied.reshape(-1)[(rows + neighbours).ravel()] = True
-        table: NDArray[np.int32] = np.where(occupied[:, 1:], np.int32(-1), held.cumsum(axis=1, dtype=np.int32)[:, :-1])
+        table: NDArray[np.int32] = np.cumsum(held, axis=1, out=held)[:, :-1].astype(np.int32)
+        table[occupied[:, 1:]] = -1
         return table
 
     def read(self, which: slice, barriers: Floats) -> NDArray[np.int32]:
@@ -170,7 +172,7 @@ class Ruler:
         np.maximum(np.minimum(places, self._last, out=places), 0, out=places)
         index = places.astype(np.int64)
         index += (np.arange(len(table)) * table.shape[1])[:, None, None]
-        found = table.reshape(-1).take(index)
+        found: NDArray[np.int32] = table.reshape(-1).take(index)
         found[barriers < 0] = 0
         return found
 

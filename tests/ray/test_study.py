@@ -105,9 +105,9 @@ def test_a_study_runs_to_its_end_with_its_baselines_and_leaks_nothing(ray_sessio
         end = run_end(outcome.directory, f"t{trial.number:04d}-s0")
         assert end is not None
         assert trial.values == [end.final["val/f1"], end.mean_active]
-        start = run_start(outcome.directory, f"t{trial.number:04d}-s0")
-        assert start.params == trial.params
-        assert start.environment["git_commit"] == git_state()["git_commit"]  # workers stay in the directory of the driver
+        begun = run_start(outcome.directory, f"t{trial.number:04d}-s0")
+        assert begun.params == trial.params
+        assert begun.environment["git_commit"] == git_state()["git_commit"]  # workers stay in the directory of the driver
 
     leader = told[int(compromise({str(trial.number): trial.values for trial in told}, ["maximize", "minimize"]))]
     followed = read_table(outcome.directory, "events", f"t{leader.number:04d}-s0")["step"].to_pylist()

@@ -1,0 +1,94 @@
+"""Distributions of products, against all their values formed and compared one by one."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fat_ray.fisher.compare import js_divergences
+from fat_ray.fisher.drift import Centre, Floats32, Mode, js_distance, log_of, smallest_reaching
+from fat_ray.fisher.products import Products
+
+Factors = tuple[Floats32, Floats32]
+
+
+@st.composite
+def factors(draw: st.DrawFn) -> tuple[Factors, Factors]:
+    """Two states of D groups of one shape: zeros, ties, values from denormal to huge, and sometimes the same state twice."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 11, 12, 30, 70])), draw(st.sampled_from([1, 3, 12, 40, 150]))
+    spread, zeros, level = (
+        draw(st.sampled_from([0.0, 0.1, 1.0, 4.0])),
+        draw(st.sampled_from([0.0, 0.01, 0.3, 0.9])),
+        draw(st.floats(-42, 5)),
+    )
+    steps = draw(st.sampled_from([None, 2, 4]))
+
+    def vectors(length: int) -> Floats32:
+        values = rng.lognormal(0, spread, (shape[0], length))
+        values[rng.random(values.shape) < zeros] = 0
+        return (values if steps is None else np.round(values * steps) / steps).astype(np.float32)
+
+    reference, current = ((vectors(shape[1]) * np.float32(10.0**level), vectors(shape[2])) for _ in range(2))
+    return reference, reference if draw(st.booleans()) and draw(st.booleans()) else current
+
+
+def formed(state: Factors, index: int) -> Floats32:
+    return np.outer(state[0][index], state[1][index]).ravel()
+
+
+@pytest.mark.timeout(50)
+@settings(max_examples=60, deadline=None)
+@given(factors(), st.sampled_from([("log", "none"), ("log", "median"), ("raw", "none")]), st.sampled_from([2, 16, 64]))
+def test_distances_are_those_of_the_definition(states: tuple[Factors, Factors], kind: tuple[Mode, Centre], bins: int) -> None:
+    mode, centre = kind
+    found = np.sqrt(js_divergences(Products(*states[0]), Products(*states[1]), mode=mode, bins=bins, centre=centre))
+    expected = [js_distance(*(formed(state, i) for state in states), mode=mode, bins=bins, centre=centre) for i in range(len(found))]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.timeout(30)
+@settings(max_examples=40, deadline=None)
+@given(factors(), st.integers(0, 2**32 - 1))
+def test_counts_and_ranges_at_thresholds_that_are_values_or_their_neighbours(states: tuple[Factors, Factors], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    products = Products(*states[0])
+    for index in range(len(products.sizes)):
+        values = np.sort(formed(states[0], index))
+        chosen = rng.choice(values, 5)
+        marks = np.concatenate([chosen, np.nextafter(chosen, np.float32(np.inf)), np.nextafter(chosen, np.float32(0)), [0, np.inf]]).astype(
+            np.float32
+        )
+        one = Products(states[0][0][index : index + 1], states[0][1][index : index + 1])
+        np.testing.assert_array_equal(one.counts(marks[None])[0], np.searchsorted(values, marks))
+        low, high = np.sort(rng.choice(marks, 2))
+        inside, lengths = one.between(np.array([low]), np.array([high]))
+        np.testing.assert_array_equal(np.sort(inside), values[(values >= low) & (values < high)])
+        assert lengths.tolist() == [inside.size]
+        np.testing.assert_array_equal(one.extremes()[0], values[[0, -1]])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.integers(0, 2**32 - 1), st.sampled_from(["none", "median"]))
+def test_single_vectors_of_different_lengths(lengths: list[int], seed: int, centre: Centre) -> None:
+    rng = np.random.default_rng(seed)
+    states = [[rng.lognormal(-25, 2, length).astype(np.float32) for length in lengths] for _ in range(2)]
+    tables = [np.stack([np.pad(v, (0, max(lengths) - v.size), constant_values=np.inf) for v in state]) for state in states]
+    ones, counts = np.ones((len(lengths), 1), np.float32), np.array(lengths)
+    reference, current = (Products(ones, table, counts) for table in tables)
+    for mode in ("log", "raw"):
+        found = np.sqrt(js_divergences(reference, current, mode=mode, bins=16, centre=centre))
+        expected = [js_distance(a, b, mode=mode, bins=16, centre=centre) for a, b in zip(*states, strict=True)]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(-12.001, 38), st.floats(-30, 30), st.booleans())
+def test_smallest_reaching(log: float, shift: float, centred: bool) -> None:
+    """The number reaches the edge, and the one before it does not."""
+    shift = shift if centred else 0.0
+    edge = np.array([log - shift])
+    (found,) = smallest_reaching(edge, shift)
+    assert log_of(np.array([found]))[0] - shift >= edge[0]
+    if found > 0:
+        assert log_of(np.array([np.nextafter(found, np.float32(0))]))[0] - shift < edge[0]
