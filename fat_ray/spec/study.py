@@ -1,5 +1,6 @@
 """A study: a base run, what is searched around it, how it is judged, and what it may cost."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -166,3 +167,32 @@ class StudySpec(RunSpec):
 def as_json(spec: RunSpec) -> dict[str, Any]:
     """The specification as plain JSON types; `model_validate` in JSON mode reads it back."""
     return spec.model_dump(mode="json")
+
+
+def shown_objective(study: Mapping[str, Any]) -> Objective:
+    """The metric that tables and charts show, and which way is better: the first objective on the validation split, else the scheduler's.
+
+    Args:
+        study: A study as `as_json` gives it and the manifest keeps it.
+    """
+    judged = (objective for objective in study["objectives"] if objective["metric"].startswith("val/"))
+    shown = next(judged, study["scheduler"])
+    return Objective(metric=shown["metric"], direction=shown["direction"])
+
+
+def num_search_trials(study: Mapping[str, Any]) -> int:
+    """Planned trials of the search; with nothing to search the base setting is run once.
+
+    Args:
+        study: As for `shown_objective`.
+    """
+    return int(study["budget"]["trials"]) if study["search"] else 1
+
+
+def num_trials(study: Mapping[str, Any]) -> int:
+    """Planned trials of the study, baselines included; each has one run per seed.
+
+    Args:
+        study: As for `shown_objective`.
+    """
+    return num_search_trials(study) + len(study["baselines"])

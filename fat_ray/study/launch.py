@@ -10,11 +10,11 @@ from pathlib import Path
 from types import FrameType
 
 from fat_ray.events import Status
-from fat_ray.spec.study import StudySpec
+from fat_ray.spec.study import StudySpec, as_json, num_trials
 from fat_ray.study.environment import prepare, resolve_address
 from fat_ray.study.ledger import Close, Ledger
 from fat_ray.study.opening import opened
-from fat_ray.study.plan import num_trials, plan
+from fat_ray.study.plan import plan
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def launch(
         KeyboardInterrupt: At the second Ctrl-C.
     """
     directory = Path(directory).absolute()
-    ledger = Ledger(num_trials(spec))
+    ledger = Ledger(num_trials(as_json(spec)))
     with opened(spec, text, directory, command):
         _run(spec, directory, ledger, resolve_address(address), quiet=quiet)
     return _outcome(directory, ledger)

@@ -21,10 +21,9 @@ from ray.tune.search import Searcher
 from fat_ray.errors import SpecError
 from fat_ray.events import RunEnd, Status
 from fat_ray.rules import compromise
-from fat_ray.spec.study import SamplerSpec, StudySpec
+from fat_ray.spec.study import SamplerSpec, StudySpec, as_json, num_search_trials
 from fat_ray.study.jobs import full_fine_tuning, matched_random, search_trial
 from fat_ray.study.ledger import Ledger, Trial
-from fat_ray.study.plan import num_search_trials
 from fat_ray.study.space import optuna_space
 from fat_ray.study.verdict import COSTS, conclude, objective_values
 
@@ -132,7 +131,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         """Trials in their order; None while one has to wait for others to end."""
         if "none" in self._spec.baselines:
             yield full_fine_tuning(self._spec, self._directory)
-        for _ in range(num_search_trials(self._spec)):
+        for _ in range(num_search_trials(as_json(self._spec))):
             yield self._ask()
         if "random_matched" in self._spec.baselines:
             while any(not trial.is_baseline for trial in self._ledger.live()):

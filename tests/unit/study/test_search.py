@@ -12,9 +12,8 @@ from ray.tune.search import Searcher
 from fat_ray.events import Status
 from fat_ray.records.reader import run_end, run_start
 from fat_ray.spec.job import RunJob
-from fat_ray.spec.study import StudySpec
+from fat_ray.spec.study import StudySpec, as_json, num_trials
 from fat_ray.study.ledger import Close, Ledger, Trial
-from fat_ray.study.plan import num_trials
 from fat_ray.study.search import JOURNAL, StudySearch
 from tests.support.small_studies import small_study, write_run
 
@@ -28,7 +27,7 @@ class Driver:
 
     def __init__(self, spec: StudySpec, directory: Path, concurrency: int = 1) -> None:
         self.spec, self.directory = spec, directory
-        self.ledger = Ledger(num_trials(spec))
+        self.ledger = Ledger(num_trials(as_json(spec)))
         directory.mkdir(parents=True, exist_ok=True)
         self.search = StudySearch(spec, directory, self.ledger, concurrency=concurrency, executor="stock")
         self._count = 0
