@@ -76,6 +76,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         self._space = optuna_space(spec.search)
         self._asked: dict[str, optuna.trial.Trial] = {}
         self._values: dict[str, list[float]] = {}
+        self._has_refused = False
         self._plan = self._sequence()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -132,8 +133,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         """Trials in their order; None while one has to wait for others to end."""
         if "none" in self._spec.baselines:
             yield full_fine_tuning(self._spec, self._directory)
-        for _ in range(num_search_trials(self._spec)):
-            yield self._ask()
+        yield from self._searched()
         if "random_matched" in self._spec.baselines:
             while any(not trial.is_baseline for trial in self._ledger.live()):
                 yield None
@@ -141,17 +141,41 @@ class StudySearch(Searcher):  # type: ignore[misc]
             if leader is not None:
                 yield matched_random(self._spec, self._directory, leader)
 
-    def _ask(self) -> Trial:
+    def _searched(self) -> Iterator[Trial]:
+        """The trials that Optuna suggests; a suggestion that is refused counts as one, so that the search ends whatever the space is."""
+        total, refused = num_search_trials(self._spec), 0
+        for _ in range(total):
+            trial = self._ask()
+            if trial is not None:
+                yield trial
+                continue
+            refused += 1
+            self._ledger.total -= 1
+        if refused == total:
+            self._ledger.notes.append(f"the search ran no trial: all {total} suggested settings are combinations that do not go together")
+
+    def _ask(self) -> Trial | None:
+        """The next suggestion as a trial; None if its values do not go together, as the journal and, once, the user are told."""
         asked = self._study.ask(self._space)
         name = f"t{asked.number:04d}"
         asked.set_user_attr("runs", [f"{name}-s{seed}" for seed in self._spec.seeds])
         try:
             trial = search_trial(self._spec, self._directory, asked.number, asked.params)
         except SpecError as error:
-            self._fail(asked, str(error))
-            raise
+            self._refuse(asked, str(error))
+            return None
         self._asked[name] = asked
         return trial
+
+    def _refuse(self, asked: optuna.trial.Trial, reason: str) -> None:
+        self._fail(asked, reason)
+        if not self._has_refused:
+            self._has_refused = True
+            chosen = ", ".join(f"{key} = {value}" for key, value in asked.params.items())
+            why = " ".join(reason.split())
+            self._ledger.notes.append(
+                f"suggested settings that do not go together are not run and use up the budget; first {chosen}: {why}"
+            )
 
     def _report(self, trial: Trial) -> None:
         asked, metric = self._asked.get(trial.name), self._spec.objectives[0].metric
