@@ -14,6 +14,7 @@ from fat_ray.events import Drift, Eval, Freeze, RunEnd, RunStart, Status, Step
 from fat_ray.fisher.reduce import world
 from fat_ray.freeze.policies import build_policy
 from fat_ray.records.environment import capture
+from fat_ray.records.redact import scrub
 from fat_ray.records.sink import Sink
 from fat_ray.spec.job import RunJob
 from fat_ray.tasks.base import ExampleSet, Task
@@ -43,7 +44,7 @@ def train(job: RunJob, task: Task, sink: Sink, *, device: torch.device, stop_req
     try:
         return loop.run(stop_request)
     except Exception as error:
-        loop.fail(f"{type(error).__name__}: {error}")
+        loop.fail(scrub(f"{type(error).__name__}: {error}"))
         raise
     finally:
         sink.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from fat_ray.events import Status
+from fat_ray.records.redact import scrub
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.environment import prepare, resolve_address
 from fat_ray.study.ledger import Close, Ledger
@@ -130,6 +131,14 @@ def interruptible(ledger: Ledger) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class _Scrubbed(logging.Formatter):
+    """A log line with its traceback, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return scrub(super().format(record))
+
+
 @contextmanager
 def ray_log(path: Path) -> Iterator[None]:
     """Within, what Ray and Optuna log in this process goes to a file instead of the terminal.
@@ -138,7 +147,7 @@ def ray_log(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(_Scrubbed("%(asctime)s %(levelname)s %(name)s %(message)s"))
     loggers = [logging.getLogger(name) for name in ("ray", "optuna")]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:

@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 
 from fat_ray.errors import SpecError
 from fat_ray.events import RunEnd, Status
+from fat_ray.records.redact import scrub
 from fat_ray.rules import compromise
 from fat_ray.spec.study import SamplerSpec, StudySpec
 from fat_ray.study.jobs import full_fine_tuning, matched_random, search_trial
@@ -205,7 +206,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         self._study.tell(asked, values)
 
     def _fail(self, asked: optuna.trial.Trial, reason: str) -> None:
-        asked.set_user_attr("reason", reason)
+        asked.set_user_attr("reason", scrub(reason))
         self._study.tell(asked, state=TrialState.FAIL)
 
     def _leader(self) -> Trial | None:
