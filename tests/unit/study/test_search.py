@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from fat_ray.events import Status
-from fat_ray.records.reader import run_end, run_start
+from fat_ray.records.reader import run_end, run_start, runs
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.ledger import Close, Ledger, Trial
@@ -189,6 +189,11 @@ def test_a_trial_whose_process_told_a_failure_has_it_as_reason(tmp_path: Path) -
     driver.search.on_trial_complete(driver.id, {"failure": "worker 1: KeyError: 'x'"})
     assert (trial.status, trial.reason) == (Status.FAILED, "worker 1: KeyError: 'x'")
     assert driver.journal()[0].user_attrs["reason"] == "failed: worker 1: KeyError: 'x'"
+    end, start = run_end(tmp_path, "t0000-s0"), run_start(tmp_path, "t0000-s0")
+    assert end is not None
+    assert (end.status, end.reason, end.steps, end.mean_active_fraction) == (Status.FAILED, "worker 1: KeyError: 'x'", 0, 0.0)
+    assert (start.trial, start.params, start.groups) == (0, trial.params, [])
+    assert start.spec == trial.jobs[0].spec.model_dump(mode="json")
 
 
 def test_a_trial_that_died_without_a_word_fails_and_its_record_gets_an_end(tmp_path: Path) -> None:
@@ -227,6 +232,7 @@ def test_a_closed_study_starts_nothing_and_leaves_no_trial_running(tmp_path: Pat
     assert [told.state for told in driver.journal()] == [TrialState.FAIL]
     driver.search.on_trial_complete(driver.id, {})
     assert trial.status is Status.STOPPED
+    assert runs(tmp_path) == []
 
 
 def test_with_nothing_to_search_the_base_setting_is_run_once(tmp_path: Path) -> None:
