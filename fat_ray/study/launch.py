@@ -11,6 +11,7 @@ from types import FrameType
 
 from fat_ray.events import Status
 from fat_ray.records.redact import scrub
+from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.environment import prepare, resolve_address
 from fat_ray.study.ledger import Close, Ledger
@@ -81,12 +82,12 @@ def launch(
     """
     directory = Path(directory).absolute()
     ledger = Ledger(num_trials(spec))
-    with opened(spec, text, directory, command):
-        _run(spec, directory, ledger, resolve_address(address), quiet=quiet)
+    with opened(spec, text, directory, command) as mirror:
+        _run(spec, directory, ledger, mirror, resolve_address(address), quiet=quiet)
     return _outcome(directory, ledger)
 
 
-def _run(spec: StudySpec, directory: Path, ledger: Ledger, address: str | None, *, quiet: bool) -> None:
+def _run(spec: StudySpec, directory: Path, ledger: Ledger, mirror: WandbMirror, address: str | None, *, quiet: bool) -> None:
     prepare(address)
     # Ray reads its environment when it is imported, so only now.
     from fat_ray.study.cluster import connect
@@ -97,7 +98,7 @@ def _run(spec: StudySpec, directory: Path, ledger: Ledger, address: str | None, 
     with connect(address, spec) as nodes, ray_log(directory / "logs" / "ray.log"), interruptible(ledger):
         how = plan(spec, nodes)
         try:
-            run_trials(spec, directory, ledger, how, console)
+            run_trials(spec, directory, ledger, how, console, mirror)
         finally:
             console.close()
 
