@@ -17,6 +17,7 @@ def one_node(*_: object) -> Iterator[list[dict[str, float]]]:
     yield [{"CPU": 8.0}]
 
 
+@pytest.mark.cpu_limit(10)  # imports Ray Tune
 def test_the_mirror_that_was_checked_is_the_one_that_mirrors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[WandbMirror] = []
     checked: list[WandbMirror] = []
@@ -27,8 +28,11 @@ def test_the_mirror_that_was_checked_is_the_one_that_mirrors(tmp_path: Path, mon
         made.append(mirror)
         make(mirror, *args)
 
+    def check(mirror: WandbMirror) -> None:
+        checked.append(mirror)
+
     monkeypatch.setattr(WandbMirror, "__init__", count)
-    monkeypatch.setattr(WandbMirror, "check_writable", lambda mirror: checked.append(mirror))
+    monkeypatch.setattr(WandbMirror, "check_writable", check)
     monkeypatch.setattr("fat_ray.tasks.registry.check_task", lambda _: None)
     monkeypatch.setattr("fat_ray.study.launch.prepare", lambda _: None)
     monkeypatch.setattr("fat_ray.study.cluster.connect", one_node)

@@ -127,7 +127,8 @@ def test_mirror_is_finished_however_the_run_ends(tmp_path: Path, monkeypatch: py
     assert finished == ["run-s0"]
 
 
-@pytest.mark.timeout(30)  # builds a network
+@pytest.mark.timeout(30)
+@pytest.mark.cpu_limit(10)  # draws a report
 def test_a_run_that_breaks_at_set_up_is_recorded_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: object) -> None:
         raise ValueError("the weights are gone")
