@@ -20,6 +20,7 @@ import typer
 
 from fat_ray import __version__
 from fat_ray.errors import FatRayError, RunFailedError
+from fat_ray.records.redact import scrub
 
 if TYPE_CHECKING:
     from fat_ray.spec.load import LoadedStudy
@@ -125,18 +126,18 @@ def _boundary() -> Iterator[None]:
         _stop("stopped", 130)
     except FatRayError as error:
         if _SESSION.debug:
-            traceback.print_exc()
+            _show_traceback()
         _stop(str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001 - the boundary: nothing may reach the user as a traceback
         log = None if _SESSION.debug else _write_log()
         if log is None:
-            traceback.print_exc()
+            _show_traceback()
         where = f"; the traceback lies in {log}" if log else ""
         _stop(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}{where}", 1)
 
 
 def _stop(message: str, exit_code: int) -> None:
-    typer.echo(f"fat-ray: {message}", err=True)
+    typer.echo(f"fat-ray: {scrub(message)}", err=True)
     raise typer.Exit(exit_code)
 
 
@@ -158,6 +159,10 @@ def _writing_stdout() -> Iterator[None]:
         _stop(f"cannot write to stdout: {error.strerror or error}", 1)
 
 
+def _show_traceback() -> None:
+    typer.echo(scrub(traceback.format_exc()), err=True, nl=False)
+
+
 def _write_log() -> Path | None:
     """The current exception's traceback in a file of the study, or of the temporary directory where there is no study yet."""
     logs = _SESSION.directory / "logs" if _SESSION.directory else None
@@ -167,7 +172,7 @@ def _write_log() -> Path | None:
             "w", prefix="fat-ray-", suffix=".log", dir=logs if logs and logs.is_dir() else None, delete=False, encoding="utf-8"
         ) as file,
     ):
-        file.write(traceback.format_exc())
+        file.write(scrub(traceback.format_exc()))
         return Path(file.name)
     return None
 

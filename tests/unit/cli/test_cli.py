@@ -86,7 +86,7 @@ def shows_one_message(result: Result) -> bool:
         ("name: Small\n", [], "name"),
         ("name: small\n", ["train.steps=many"], "train.steps"),
         ("name: small\n", ["trian.steps=4"], "did you mean train"),
-        ("name: small\n", ["train.steps"], "key=value"),
+        ("name: small\n", ["train.steps"], "field=value"),
         ("", [], "is empty"),
     ],
 )
@@ -145,6 +145,18 @@ def test_unexpected_error_becomes_one_line_and_a_log(study_file: Path, monkeypat
     assert result.stderr == f"fat-ray: unexpected ZeroDivisionError: no way; the traceback lies in {log}\n"
     assert "Traceback" in log.read_text()
     assert "in load" in log.read_text()
+
+
+@pytest.mark.parametrize("options", [[], ["--debug"]])
+def test_no_secret_of_an_error_is_shown_or_logged(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str]
+) -> None:
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("MY_API_TOKEN", "planted-0123456789")
+    result = raising(ZeroDivisionError("by planted-0123456789"), study_file, monkeypatch, *options)
+    shown = result.output + "".join(log.read_text() for log in tmp_path.glob("fat-ray-*.log"))
+    assert "ZeroDivisionError: by [redacted]" in shown
+    assert "planted" not in shown
 
 
 def test_debug_shows_the_traceback(study_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
