@@ -22,7 +22,7 @@ from fat_ray.errors import SpecError
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.redact import scrub
 from fat_ray.rules import compromise
-from fat_ray.spec.study import SamplerSpec, StudySpec, num_search_trials
+from fat_ray.spec.study import SamplerSpec, StudySpec, as_json, num_search_trials
 from fat_ray.study.jobs import full_fine_tuning, matched_random, search_trial
 from fat_ray.study.ledger import Ledger, Trial
 from fat_ray.study.space import optuna_space
