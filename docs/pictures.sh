@@ -4,7 +4,7 @@
 set -euo pipefail
 results=${1:-out/pictures}
 images=docs/images
-width=108 height=24
+width=118 height=24
 
 frame() { tmux capture-pane -t fat-ray-pictures -p -e; }
 

@@ -11,12 +11,15 @@ import numpy as np
 
 from fat_ray.fisher.drift import PERCENTILES, Centre, Floats, Floats32, Mode, divergence_of_counts, log_of, smallest_reaching, widened
 from fat_ray.fisher.products import Ints, Products
+from fat_ray.fisher.values import Values
+
+Distributions = Products | Values
 
 _NEIGHBOURS = np.array([-40, -16, -6, -2, 2, 6, 16, 40])
 """Where edges are taken from a sample of 512, around the rank that is looked for."""
 
 
-def js_divergences(reference: Products, current: Products, *, mode: Mode, bins: int, centre: Centre) -> Floats:
+def js_divergences(reference: Distributions, current: Distributions, *, mode: Mode, bins: int, centre: Centre) -> Floats:
     """Square of `drift.js_distance` per pair: distribution i of `reference` with distribution i of `current`, (D,)."""
     states = [reference, current]
     shifts = np.zeros((2, len(reference.sizes)))
@@ -38,12 +41,12 @@ def _thresholds(edges: Floats, shifts: Floats) -> Floats32:
     return smallest_reaching(np.broadcast_to(edges, (len(shifts), *edges.shape)), shifts[:, :, None])
 
 
-def _joint_extremes(states: list[Products]) -> tuple[Floats, Floats]:
+def _joint_extremes(states: list[Distributions]) -> tuple[Floats, Floats]:
     extremes = np.concatenate([state.extremes() for state in states], axis=1).astype(np.float64)
     return extremes.min(1), extremes.max(1)
 
 
-def _median_logs(state: Products) -> Floats:
+def _median_logs(state: Distributions) -> Floats:
     samples = log_of(np.sort(state.sample(), axis=1))
     wanted = Wanted(0.5, (state.sizes - 1) // 2, state.sizes // 2)
     (middle,) = _order_statistics([state], np.zeros((1, len(samples))), samples, [wanted])
@@ -51,7 +54,7 @@ def _median_logs(state: Products) -> Floats:
     return medians
 
 
-def _joint_percentiles(states: list[Products], shifts: Floats) -> tuple[Floats, Floats]:
+def _joint_percentiles(states: list[Distributions], shifts: Floats) -> tuple[Floats, Floats]:
     """Linear interpolation with the rounding of numpy.percentile."""
     samples = np.concatenate([log_of(state.sample()) - shift[:, None] for state, shift in zip(states, shifts, strict=True)], axis=1)
     samples.sort(axis=1)
@@ -76,7 +79,7 @@ class Wanted(NamedTuple):
     second: Ints
 
 
-def _order_statistics(states: Sequence[Products], shifts: Floats, samples: Floats, wanted: Sequence[Wanted]) -> list[Floats]:
+def _order_statistics(states: Sequence[Distributions], shifts: Floats, samples: Floats, wanted: Sequence[Wanted]) -> list[Floats]:
     """The shifted logs at some ranks of the union of distributions.
 
     Args:
@@ -94,7 +97,9 @@ def _order_statistics(states: Sequence[Products], shifts: Floats, samples: Float
     return [_between_edges(states, shifts, edges, thresholds, below, ask) for ask in wanted]
 
 
-def _between_edges(states: Sequence[Products], shifts: Floats, edges: Floats, thresholds: Floats32, below: Ints, ask: Wanted) -> Floats:
+def _between_edges(
+    states: Sequence[Distributions], shifts: Floats, edges: Floats, thresholds: Floats32, below: Ints, ask: Wanted
+) -> Floats:
     rows = np.arange(len(edges))
     start = (below <= ask.first[:, None]).sum(1) - 1
     stop = (below <= ask.second[:, None]).sum(1)
@@ -126,7 +131,7 @@ def _with_ends(thresholds: Floats32) -> Floats32:
     return np.concatenate([ends, thresholds, ends + np.float32(np.inf)], axis=-1)
 
 
-def _sorted_logs(states: Sequence[Products], shifts: Floats, limits: list[tuple[Floats32, Floats32]]) -> Floats:
+def _sorted_logs(states: Sequence[Distributions], shifts: Floats, limits: list[tuple[Floats32, Floats32]]) -> Floats:
     """The shifted logs between two thresholds of each state, together, sorted and filled up with infinity, (D, most)."""
     parts = [state.between(low, high) for state, (low, high) in zip(states, limits, strict=True)]
     filled = np.sum([lengths for _, lengths in parts], axis=0)

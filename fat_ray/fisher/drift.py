@@ -74,7 +74,7 @@ def automatic_bins(size: int) -> int:
 
 def _probabilities(counts: NDArray[Any]) -> Floats:
     """Counts as probabilities of at least 1e-12: what the recorded distances of the released code need to be met exactly."""
-    masses: Floats = counts + EPSILON
+    masses: Floats = np.add(counts, EPSILON, order="C")  # sums of equal counts are equal to the bit in one order only
     masses = np.maximum(masses / masses.sum(axis=-1, keepdims=True), EPSILON)
     masses /= masses.sum(axis=-1, keepdims=True)
     return masses

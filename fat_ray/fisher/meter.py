@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fat_ray.fisher.collector import Sums, covered_layers
-from fat_ray.fisher.compare import js_divergences
+from fat_ray.fisher.compare import Distributions, js_divergences
 from fat_ray.fisher.drift import automatic_bins
 from fat_ray.fisher.factors import ExactFormulas, Formulas
 from fat_ray.fisher.groups import Group
@@ -17,6 +17,7 @@ from fat_ray.fisher.products import Products
 from fat_ray.fisher.reduce import all_sum, reduce_sums, world
 from fat_ray.fisher.released import ReleasedFormulas
 from fat_ray.fisher.state import SQUARES, MeanState, PartKey, RunningAverage, State, at_scale_of, group_vectors, is_known
+from fat_ray.fisher.values import Values
 from fat_ray.spec.run import DriftSpec, FisherSpec
 
 Floats = NDArray[np.float64]
@@ -25,10 +26,10 @@ Bools = NDArray[np.bool_]
 Gradients = Callable[[str], Floats]
 """Name of a parameter to the square of its mean gradient over the global batch."""
 
-_BATCH = 1 << 12
-"""Entries of the longer vectors of the groups that are compared at a time; eight times as many values that are no products."""
+_LARGE = 8192
+"""Values from which on it is quicker to count them by their leading bits than to sort them."""
 
-_LEAST = 32
+_LEAST = 96
 """What a group counts for at least."""
 
 _ONE = np.ones(1, np.float32)
@@ -81,6 +82,9 @@ class DriftMeter:
         self._updates = 0
         self._sizes = [group.elements for group in groups]
         self._owners = _owners(self._sizes, world()[1])  # of the element-wise averages, which stay where they are
+        # scratch memory: entries of the longer vectors, and values that are no products, of the groups compared at a time
+        self._vector_budget = max(5 << 9, sum(self._sizes) >> 11)
+        self._value_budget = max(1 << 15, sum(self._sizes) >> 6)
         self._shapes: dict[int, tuple[int, int, int]] = {}
         self._waiting: dict[PartKey, Floats] = {}
 
@@ -170,7 +174,7 @@ class DriftMeter:
             pairs = [drift, noise]
         for batch in self._batches(mine, pairs[0][0]):
             sides = [[self._vectors(index, pair[side]) for pair in pairs for index in batch] for side in (0, 1)]
-            moved, *apart = self._divergences(_products(sides[0]), _products(sides[1])).reshape(len(pairs), -1)
+            moved, *apart = self._divergences(_distributions(sides[0]), _distributions(sides[1])).reshape(len(pairs), -1)
             found[:, batch] = (moved - apart[0], apart[0]) if apart else (np.sqrt(moved), 0 * moved)
         return found, measured
 
@@ -180,7 +184,7 @@ class DriftMeter:
     def _vectors(self, index: int, state: State) -> tuple[Floats32, Floats32]:
         return group_vectors(self._groups[index], state, factored=bool(self.factored[index]))
 
-    def _divergences(self, reference: Products, current: Products) -> Floats:
+    def _divergences(self, reference: Distributions, current: Distributions) -> Floats:
         bins = self._bins(int(reference.sizes[0]))
         return js_divergences(reference, current, mode=self._drift.distance, bins=bins, centre=self._drift.centre)
 
@@ -199,12 +203,13 @@ class DriftMeter:
         for index in chosen:
             if index not in self._shapes:
                 rows, columns = self._vectors(index, state)
-                length = 1 << (columns.size - 1).bit_length() if rows.size == 1 else columns.size
+                exact = rows.size > 1 or columns.size >= _LARGE
+                length = columns.size if exact else 1 << (columns.size - 1).bit_length()
                 self._shapes[index] = rows.size, length, self._bins(self._sizes[index])
             shapes.setdefault((self._shapes[index], index in self._elementwise), []).append(index)
         for ((num_rows, num_columns, _), _), members in shapes.items():
-            values = num_rows * num_columns if formed or num_rows == 1 else 0
-            most = max(1, _BATCH // max(num_rows, 0 if num_rows == 1 else num_columns, values // 8, _LEAST))
+            budget, values = (self._value_budget, num_rows * num_columns) if formed else (1 << 14, num_columns if num_rows == 1 else 1)
+            most = max(1, min(self._vector_budget // max(num_rows, num_columns if num_rows > 1 else _LEAST), budget // values))
             yield from (members[first : first + most] for first in range(0, len(members), most))
 
     def _compare_with_average(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
@@ -215,7 +220,7 @@ class DriftMeter:
             vectors = [self._vectors(index, states[0]) for index in batch]
             if batch[0] in self._elementwise:
                 averages = [(_ONE, self._elementwise[index]) for index in batch]
-                found[0, batch] = np.sqrt(self._divergences(_products(averages), _products(vectors)))
+                found[0, batch] = np.sqrt(self._divergences(_distributions(averages), _distributions(vectors)))
             for index, (rows, columns) in zip(batch, vectors, strict=True):
                 self._average(index, np.outer(rows, columns).ravel())
         for frozen in np.flatnonzero(~active).tolist():
@@ -235,8 +240,10 @@ class DriftMeter:
         return [int(index) for index in np.flatnonzero(wanted) if owners[index] == rank]
 
 
-def _products(vectors: list[tuple[Floats32, Floats32]]) -> Products:
+def _distributions(vectors: list[tuple[Floats32, Floats32]]) -> Distributions:
     lengths = np.array([columns.size for _, columns in vectors])
+    if vectors[0][0].size == 1 and lengths[0] >= _LARGE:
+        return Values(np.stack([columns for _, columns in vectors]))
     if (lengths == lengths[0]).all():
         return Products(np.stack([rows for rows, _ in vectors]), np.stack([columns for _, columns in vectors]))
     table = np.full((len(vectors), lengths.max()), np.inf, np.float32)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fat_ray.fisher.compare import js_divergences
 from fat_ray.fisher.drift import Centre, Floats32, Mode, js_distance, log_of, smallest_reaching
 from fat_ray.fisher.products import Products
+from fat_ray.fisher.values import Values
 
 Factors = tuple[Floats32, Floats32]
 
@@ -39,10 +40,13 @@ def formed(state: Factors, index: int) -> Floats32:
 
 @pytest.mark.timeout(50)
 @settings(max_examples=60, deadline=None)
-@given(factors(), st.sampled_from([("log", "none"), ("log", "median"), ("raw", "none")]), st.sampled_from([2, 16, 64]))
-def test_distances_are_those_of_the_definition(states: tuple[Factors, Factors], kind: tuple[Mode, Centre], bins: int) -> None:
+@given(factors(), st.sampled_from([("log", "none"), ("log", "median"), ("raw", "none")]), st.sampled_from([2, 16, 64]), st.booleans())
+def test_distances_are_those_of_the_definition(
+    states: tuple[Factors, Factors], kind: tuple[Mode, Centre], bins: int, given_values: bool
+) -> None:
     mode, centre = kind
-    found = np.sqrt(js_divergences(Products(*states[0]), Products(*states[1]), mode=mode, bins=bins, centre=centre))
+    reference = Values(np.stack([formed(states[0], i) for i in range(len(states[0][0]))])) if given_values else Products(*states[0])
+    found = np.sqrt(js_divergences(reference, Products(*states[1]), mode=mode, bins=bins, centre=centre))
     expected = [js_distance(*(formed(state, i) for state in states), mode=mode, bins=bins, centre=centre) for i in range(len(found))]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -60,12 +64,13 @@ def test_counts_and_ranges_at_thresholds_that_are_values_or_their_neighbours(sta
             np.float32
         )
         one = Products(states[0][0][index : index + 1], states[0][1][index : index + 1])
-        np.testing.assert_array_equal(one.counts(marks[None])[0], np.searchsorted(values, marks))
         low, high = np.sort(rng.choice(marks, 2))
-        inside, lengths = one.between(np.array([low]), np.array([high]))
-        np.testing.assert_array_equal(np.sort(inside), values[(values >= low) & (values < high)])
-        assert lengths.tolist() == [inside.size]
-        np.testing.assert_array_equal(one.extremes()[0], values[[0, -1]])
+        for distribution in (one, Values(formed(states[0], index)[None])):
+            np.testing.assert_array_equal(distribution.counts(marks[None])[0], np.searchsorted(values, marks))
+            inside, lengths = distribution.between(np.array([low]), np.array([high]))
+            np.testing.assert_array_equal(np.sort(inside), values[(values >= low) & (values < high)])
+            assert lengths.tolist() == [inside.size]
+            np.testing.assert_array_equal(distribution.extremes()[0], values[[0, -1]])
 
 
 @settings(max_examples=15, deadline=None)
