@@ -4,7 +4,7 @@
 set -euo pipefail
 results=${1:-out/pictures}
 images=docs/images
-width=118 height=24
+width=124 height=20
 
 frame() { tmux capture-pane -t fat-ray-pictures -p -e; }
 
@@ -16,6 +16,7 @@ frame > "$results/console.ansi"
 while tmux has-session -t fat-ray-pictures 2>/dev/null; do sleep 1; done
 
 .venv/bin/python - "$results/console.ansi" "$images/console.svg" $width <<'PYTHON'
+import re
 import sys
 from pathlib import Path
 
@@ -26,7 +27,8 @@ source, target, width = sys.argv[1:]
 lines = Path(source).read_text().rstrip().splitlines()
 console = Console(record=True, width=int(width), file=open("/dev/null", "w"))
 console.print(Text.from_ansi("\n".join(lines)), no_wrap=True)
-console.save_svg(target, title="fat-ray launch studies/quickstart.yaml")
+svg = console.export_svg(title="fat-ray launch studies/quickstart.yaml")
+Path(target).write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL))  # no fonts from a network
 PYTHON
 
 profile=$(mktemp -d)
