@@ -5,6 +5,7 @@ Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 the
 
 import contextlib
 import functools
+import os
 import shlex
 import sys
 import tempfile
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fat_ray import __version__
-from fat_ray.errors import FatRayError
+from fat_ray.errors import FatRayError, RunFailedError
+from fat_ray.records.redact import scrub
 
 if TYPE_CHECKING:
     from fat_ray.spec.load import LoadedStudy
@@ -67,7 +69,7 @@ Settings = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Directory that gets the study's own; default: output of the file.")]
 Wandb = Annotated[WandbMode | None, typer.Option("--wandb", help="Mode of Weights & Biases; default: wandb.mode of the file.")]
 Address = Annotated[
-    str | None, typer.Option("--address", metavar="ADDR", help="Ray cluster to use; default: a Ray of its own on loopback.")
+    str | None, typer.Option("--address", metavar="ADDR", help="Ray cluster to use; default: RAY_ADDRESS, or a Ray of its own on loopback.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
@@ -86,7 +88,7 @@ _SESSION = _Session()
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it
     if wanted:
-        typer.echo(__version__)
+        _print(__version__)
         raise typer.Exit
 
 
@@ -124,19 +126,41 @@ def _boundary() -> Iterator[None]:
         _stop("stopped", 130)
     except FatRayError as error:
         if _SESSION.debug:
-            traceback.print_exc()
+            _show_traceback()
         _stop(str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001 - the boundary: nothing may reach the user as a traceback
         log = None if _SESSION.debug else _write_log()
         if log is None:
-            traceback.print_exc()
+            _show_traceback()
         where = f"; the traceback lies in {log}" if log else ""
         _stop(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}{where}", 1)
 
 
 def _stop(message: str, exit_code: int) -> None:
-    typer.echo(f"fat-ray: {message}", err=True)
+    typer.echo(f"fat-ray: {scrub(message)}", err=True)
     raise typer.Exit(exit_code)
+
+
+def _print(text: object) -> None:
+    with _writing_stdout():
+        typer.echo(text)
+
+
+@contextlib.contextmanager
+def _writing_stdout() -> Iterator[None]:
+    """Within, a stdout that takes no more, such as a file on a full disk, ends the command with one message: it is no defect."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):  # else Python tries again on its way out, and says so
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _stop(f"cannot write to stdout: {error.strerror or error}", 1)
+
+
+def _show_traceback() -> None:
+    typer.echo(scrub(traceback.format_exc()), err=True, nl=False)
 
 
 def _write_log() -> Path | None:
@@ -148,7 +172,7 @@ def _write_log() -> Path | None:
             "w", prefix="fat-ray-", suffix=".log", dir=logs if logs and logs.is_dir() else None, delete=False, encoding="utf-8"
         ) as file,
     ):
-        file.write(traceback.format_exc())
+        file.write(scrub(traceback.format_exc()))
         return Path(file.name)
     return None
 
@@ -200,7 +224,7 @@ def run(
     out: Out = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="DDP processes; default: train.workers.")] = None,
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Train under Ray, or in processes of this machine.")] = False,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the run; default: the first of seeds.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the run; default: the first of seeds.")] = None,
     wandb: Wandb = None,
     quiet: Quiet = False,
 ) -> None:
@@ -211,7 +235,10 @@ def run(
     chosen = loaded.spec.seeds[0] if seed is None else seed
     directory = (out or Path(loaded.spec.output)) / f"{loaded.spec.name}-run-s{chosen}"
     _SESSION.directory = directory
-    end = run_once(loaded.spec, text=loaded.text, directory=directory, seed=chosen, ray=ray, quiet=quiet, command=sys.argv[1:])
+    try:
+        end = run_once(loaded.spec, text=loaded.text, directory=directory, seed=chosen, ray=ray, quiet=quiet, command=sys.argv[1:])
+    except RunFailedError as error:
+        raise RunFailedError(f"{error}; tracebacks lie in {directory / 'logs'}") from error
     _conclude(directory)
     if end.status != "completed":
         _stop(f"the run ended as {end.status}: {end.reason}", 1)
@@ -223,9 +250,9 @@ def _conclude(directory: Path) -> None:
 
     report_path = write_report(directory)
     _print_comparison([directory], Format.TABLE)
-    typer.echo(f"\nstudy    {directory}\nrecords  {directory / 'records'}\nreport   {report_path}")
+    _print(f"\nstudy    {directory}\nrecords  {directory / 'records'}\nreport   {report_path}")
     for parent in sorted({str(path.parent) for path in directory.glob("wandb/**/offline-run-*/")}):
-        typer.echo(f"W&B      wandb sync {shlex.quote(parent)}/offline-run-*")
+        _print(f"W&B      wandb sync {shlex.quote(parent)}/offline-run-*")
 
 
 def _print_comparison(directories: Sequence[Path], format_: Format) -> None:
@@ -237,9 +264,10 @@ def _print_comparison(directories: Sequence[Path], format_: Format) -> None:
     comparison = compare_studies(directories)
     if format_ is Format.TABLE:
         console = Console()
-        console.print(render.as_table(comparison, console))
+        with _writing_stdout():
+            console.print(render.as_table(comparison, console))
     else:
-        typer.echo(render.as_json(comparison) if format_ is Format.JSON else render.as_csv(comparison).rstrip("\n"))
+        _print(render.as_json(comparison) if format_ is Format.JSON else render.as_csv(comparison).rstrip("\n"))
 
 
 @_command("fat-ray compare out/quickstart out/other --format csv > runs.csv")
@@ -257,7 +285,7 @@ def report(directory: StudyDirectory) -> None:
     """Write the HTML report of a study, and print its path."""
     from fat_ray.analysis.report import write_report
 
-    typer.echo(write_report(directory))
+    _print(write_report(directory))
 
 
 @_command("fat-ray status out/quickstart")
@@ -266,7 +294,7 @@ def status(directory: StudyDirectory, *, json: AsJson = False) -> None:
     from fat_ray.analysis.status import as_json, as_text, read_status
 
     state = read_status(directory)
-    typer.echo(as_json(state) if json else as_text(state))
+    _print(as_json(state) if json else as_text(state))
 
 
 @_command("fat-ray doctor --out results")
@@ -279,7 +307,7 @@ def doctor(
     from fat_ray.study.doctor import as_json, as_text, examine
 
     checks = examine(out)
-    typer.echo(as_json(checks) if json else as_text(checks))
+    _print(as_json(checks) if json else as_text(checks))
     if any(check.verdict == "fail" for check in checks):
         raise typer.Exit(1)
 
@@ -291,4 +319,4 @@ def schema() -> None:
 
     from fat_ray.spec.load import study_schema
 
-    typer.echo(dumps(study_schema(), indent=2))
+    _print(dumps(study_schema(), indent=2))

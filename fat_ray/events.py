@@ -97,7 +97,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Eval:
-    """Metrics of one whole evaluation set after `step` optimizer steps (0: before training).
+    """Metrics of one whole evaluation set after `step` optimizer steps, at least one.
 
     Attributes:
         split: ``val``, ``test`` or the name of a zero-shot set.

@@ -1,9 +1,10 @@
-"""The decision mathematics: smoothing, scores, threshold, floor and cap, in NumPy alone.
+"""The decision mathematics: smoothing, scores, threshold, floor and cap, and the choice among settings, in NumPy alone.
 
 The live policy and any later replay from records call these same functions, so that both decide alike by construction. All arrays have
 one entry per group. Source: arXiv 2606.10196, Alg. 1 and 2; floor and cap are this project's.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -167,3 +168,19 @@ def select_random(active: Bools, elements: Ints, target: int, rng: np.random.Gen
             freeze[group] = True
             remaining -= int(elements[group])
     return freeze
+
+
+def compromise(values: Mapping[str, Sequence[float]], directions: Sequence[str]) -> str:
+    """The candidate nearest to the ideal point, each objective scaled to [0, 1] between its worst and best value among the candidates.
+
+    With one objective this is the best one. It always lies on the Pareto front. Ties go to the earlier one.
+
+    Args:
+        values: Candidate to its objective values, at least one candidate.
+        directions: ``maximize`` or ``minimize``, one per objective.
+    """
+    signs = np.array([1.0 if direction == "minimize" else -1.0 for direction in directions])
+    costs = np.array(list(values.values())) * signs
+    low, high = costs.min(axis=0), costs.max(axis=0)
+    scaled = (costs - low) / np.where(high > low, high - low, 1.0)
+    return list(values)[int(np.argmin((scaled**2).sum(axis=1)))]

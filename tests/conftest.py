@@ -1,5 +1,6 @@
 """Shared by all tests: where the tree is, time limits by kind of test (unit tests one second, unless they say otherwise), one Ray."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 from tests.support.ray_session import ray_session
 
 __all__ = ["ray_session"]
+
+# As in a worker with one CPU, and before torch is imported: layouts and sums depend on the number of threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 UNIT_CPU_S = 1.0
 """What a unit test may compute, unless it has a time limit of its own. CPU time: a busy machine makes no test slower."""

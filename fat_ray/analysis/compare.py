@@ -9,13 +9,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
 from fat_ray.analysis.pareto import front_ranks
 from fat_ray.analysis.read import Study, collect, open_studies, scan
-from fat_ray.spec.study import Objective
+from fat_ray.rules import compromise
+from fat_ray.spec.study import Objective, shown_objective
 
 RUN_KEY = ("study", "run")
 FULL = "none"
@@ -85,7 +86,8 @@ class Comparison:
 
     Attributes:
         studies: What was read.
-        metric: The task metric shown as val, test and zero-shot: that of the first study's first `val/…` objective.
+        metric: The task metric shown as val, test and zero-shot: `shown_objective` of the first study.
+        direction: Which way the metric is better.
         objectives: Those of the first study; every run is ranked by them.
         runs: One row per run (`RUN_COLUMNS`), ranked ones first, from best to worst.
         settings: One row per trial or baseline: means and sample standard deviations over its completed seeds, in the order of their ranks.
@@ -95,6 +97,7 @@ class Comparison:
 
     studies: list[Study]
     metric: str
+    direction: Literal["maximize", "minimize"]
     objectives: list[Objective]
     runs: pl.DataFrame
     settings: pl.DataFrame
@@ -108,11 +111,16 @@ class Comparison:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The ranked setting with the best first objective that is no baseline, as a row of `settings`; None while there is none."""
+        """The ranked setting that is no baseline with the best compromise between the objectives; None while there is none.
+
+        With one objective, the best setting; see `rules.compromise`. A row of `settings`.
+        """
         ranked = self.settings.filter((pl.col("role") != "baseline") & pl.col("pareto_rank").is_not_null())
-        upwards = self.objectives[0].direction == "minimize"
-        best_first = ranked.sort(pl.col("objective_means").list.first(), descending=not upwards, maintain_order=True)
-        return next(best_first.iter_rows(named=True), None)
+        rows = {str(number): row for number, row in enumerate(ranked.iter_rows(named=True))}
+        if not rows:
+            return None
+        values = {number: row["objective_means"] for number, row in rows.items()}
+        return rows[compromise(values, [objective.direction for objective in self.objectives])]
 
 
 def compare(directories: Sequence[Path | str]) -> Comparison:
@@ -123,15 +131,16 @@ def compare(directories: Sequence[Path | str]) -> Comparison:
     """
     studies = open_studies(directories)
     objectives = study_objectives(studies[0])
-    metric = next((o.metric.removeprefix("val/") for o in objectives if o.metric.startswith("val/")), "f1")
-    direction = next((o.direction for o in objectives if o.metric == f"val/{metric}"), "maximize")
+    shown = shown_objective(studies[0].spec)
+    metric = shown.metric.removeprefix("val/")
     evals = collect(scan(studies, "evals"), studies).with_columns(pl.col("value").fill_nan(None))
-    runs = _against_full(_measured(_started(studies), evals, metric, direction))
+    runs = _against_full(_measured(_started(studies), evals, metric, shown.direction))
     settings = _ranked(_settings(runs, _objective_values(runs, evals, objectives), studies), objectives)
     runs = runs.join(settings.select("study", "setting", "pareto_rank", "on_front", "order"), on=["study", "setting"], how="left")
     return Comparison(
         studies=studies,
         metric=metric,
+        direction=shown.direction,
         objectives=objectives,
         runs=runs.sort("order", "seed", "run", nulls_last=True).select(pl.col(name).cast(kind) for name, kind in RUN_COLUMNS.items()),
         settings=settings.drop("order", "planned_seeds"),

@@ -11,7 +11,7 @@ import polars as pl
 
 from fat_ray.errors import RecordError
 from fat_ray.records.manifest import STUDY_TEXT, Manifest, read_manifest
-from fat_ray.records.reader import parts, read_part
+from fat_ray.records.reader import check_part, parts, read_part
 from fat_ray.records.schema import TABLES
 
 _ROW_KEYS = {
@@ -71,13 +71,16 @@ def scan(studies: Sequence[Study], table: str) -> pl.LazyFrame:
 
     Only whole part files are seen, so this is safe while a study runs. A table that nobody has written yet is empty. Columns of a newer
     minor version are ignored, columns that an older one lacks are null. Rows are in the order in which each run wrote them.
+
+    Raises:
+        RecordError: The footer of a file is torn, foreign, of a newer major version or of another run; the message names the file.
     """
     return pl.concat([_scan_study(study, table) for study in studies])
 
 
 def _scan_study(study: Study, table: str) -> pl.LazyFrame:
     schema = table_schema(table)
-    files = _files(study, table)
+    files = _checked_files(study, table)
     if not files:
         return pl.LazyFrame(schema=schema).select(pl.lit(study.key).alias("study"), pl.all().exclude("study"))
     frame = pl.scan_parquet(files, schema=schema, missing_columns="insert", extra_columns="ignore", glob=False)
@@ -88,6 +91,13 @@ def _scan_study(study: Study, table: str) -> pl.LazyFrame:
 def _files(study: Study, table: str) -> list[Path]:
     runs = sorted((study.directory / "records" / table).glob("*"))
     return [part for run in runs for part in parts(study.directory, table, run.name)]
+
+
+def _checked_files(study: Study, table: str) -> list[Path]:
+    files = _files(study, table)
+    for part in files:
+        check_part(part, table, part.parent.name)
+    return files
 
 
 @cache

@@ -25,7 +25,7 @@ def write_report(directory: Path | str, *, run: str | None = None) -> Path:
 
     Args:
         directory: The study, finished or still running.
-        run: The run whose freeze schedule and drift are drawn; None: the first seed of the best completed setting.
+        run: The run whose freeze schedule and drift are drawn; None: the first seed of the best compromise.
 
     Raises:
         RecordError: The directory holds no study, or records that cannot be read.
@@ -120,7 +120,7 @@ def _commands(comparison: Comparison) -> list[tuple[str, str]]:
     best = comparison.best
     if best:
         sets = [f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in json.loads(best["params_json"]).items()]
-        commands.append((f"The best setting ({best['setting']}) alone", " \\\n    ".join(["fat-ray run study.yaml", *sets])))
+        commands.append((f"The best compromise ({best['setting']}) alone", " \\\n    ".join(["fat-ray run study.yaml", *sets])))
     return [*commands, ("The numbers of this page", "fat-ray compare . --format json")]
 
 

@@ -13,7 +13,7 @@ from fat_ray.analysis.read import collect, scan
 
 Rows = list[dict[str, Any]]
 
-BEST, OTHER, FULL_KIND, MATCHED, INCOMPLETE = "best trial", "other trials", "full fine-tuning", "random matched", "incomplete runs"
+BEST, OTHER, FULL_KIND, MATCHED, INCOMPLETE = "best compromise", "other trials", "full fine-tuning", "random matched", "incomplete runs"
 KINDS = (BEST, OTHER, FULL_KIND, MATCHED, INCOMPLETE)
 """Classes of runs that charts tell apart by colour, in the order of their legends."""
 
@@ -66,7 +66,7 @@ def tradeoff(comparison: Comparison) -> Rows:
     """Each completed setting with its metric against its mean active parameters; `front` marks the front of these two axes."""
     best = comparison.best
     done = comparison.settings.filter(pl.col("pareto_rank").is_not_null()).drop_nulls(["val_last_mean", "mean_active_mean"])
-    ranks = front_ranks(done.select("val_last_mean", "mean_active_mean").to_numpy(), ["maximize", "minimize"])
+    ranks = front_ranks(done.select("val_last_mean", "mean_active_mean").to_numpy(), [comparison.direction, "minimize"])
     return [
         {
             "setting": text.setting_name(row["setting"]),

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from fat_ray.analysis.read import Study, collect, open_studies, scan
+from fat_ray.spec.study import num_trials, shown_objective
 
 RUNNING = "running"
 """State of a run that has begun and not ended; one whose driver was killed stays here."""
@@ -69,20 +70,12 @@ def read_status(directory: Path, now: datetime | None = None) -> StudyStatus:
         RecordError: There is no study, or its records cannot be read.
     """
     (study,) = open_studies([directory])
-    metric = _metric(study.spec)
+    metric = shown_objective(study.spec).metric
     table = collect(_query(study, metric), [study])
     runs = [_run_state(row, now or datetime.now(UTC)) for row in table.iter_rows(named=True)]
     counts = dict(sorted(Counter(run.state for run in runs).items()))
-    return StudyStatus(study.manifest.name, metric, _planned(study.spec), counts, runs)
-
-
-def _metric(spec: dict[str, Any]) -> str:
-    judged = [objective["metric"] for objective in spec["objectives"] if objective["metric"].startswith("val/")]
-    return str((judged or ["val/loss"])[0])
-
-
-def _planned(spec: dict[str, Any]) -> int:
-    return (int(spec["budget"]["trials"]) + len(spec["baselines"])) * len(spec["seeds"])
+    planned = num_trials(study.spec) * len(study.spec["seeds"])
+    return StudyStatus(study.manifest.name, metric, planned, counts, runs)
 
 
 def _query(study: Study, metric: str) -> pl.LazyFrame:

@@ -1,5 +1,6 @@
 """What a run has cost so far, and how its metrics went: kept while it runs, summed up at its end."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class Ledger:
                 continue
             known = self.best.get(key)
             sign = 1 if self.directions.get(metric) == "maximize" else -1
-            if known is None or sign * value > sign * known:
+            if known is None or math.isnan(known) or sign * value > sign * known:
                 self.best[key] = value
                 self.best[f"{key}@step"] = float(result.step)
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 
 import torch
 
@@ -10,11 +9,12 @@ from fat_ray.engine.costs import Ledger
 from fat_ray.engine.evaluate import evaluate
 from fat_ray.engine.step import StopRequest, Trainer
 from fat_ray.errors import DivergedError
-from fat_ray.events import Drift, Eval, Freeze, RunEnd, RunStart, Status, Step
+from fat_ray.events import Drift, Eval, Freeze, RunEnd, Status, Step
 from fat_ray.fisher.reduce import world
 from fat_ray.freeze.policies import build_policy
-from fat_ray.records.environment import capture
+from fat_ray.records.redact import scrub
 from fat_ray.records.sink import Sink
+from fat_ray.records.start import start_of
 from fat_ray.spec.job import RunJob
 from fat_ray.tasks.base import ExampleSet, Task
 
@@ -43,7 +43,7 @@ def train(job: RunJob, task: Task, sink: Sink, *, device: torch.device, stop_req
     try:
         return loop.run(stop_request)
     except Exception as error:
-        loop.fail(f"{type(error).__name__}: {error}")
+        loop.fail(scrub(f"{type(error).__name__}: {error}"))
         raise
     finally:
         sink.close()
@@ -89,20 +89,9 @@ class RunLoop:
         return Trainer(spec, self._task, policy, seed=seed, device=self._device, stop_request=stop_request, emit=self._record)
 
     def _start(self, trainer: Trainer) -> Ledger:
-        job, world_size = self._job, world()[1]
-        start = RunStart(
-            run=job.run,
-            study=job.study,
-            trial=job.trial,
-            seed=job.seed,
-            role=job.role,
-            label=job.label,
-            params=job.params,
-            spec=job.spec.model_dump(mode="json"),
-            environment=capture(world_size=world_size, device=str(self._device)),
-            groups=[group.info() for group in trainer.groups],
-            started_at=datetime.now(UTC),
-        )
+        world_size = world()[1]
+        groups = [group.info() for group in trainer.groups]
+        start = start_of(self._job, groups, world_size=world_size, device=str(self._device))
         self._ledger = Ledger(start.total_elements, world_size, self._task.metrics)
         self._sink.emit(start)
         self._sink.flush()

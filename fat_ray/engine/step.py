@@ -19,7 +19,7 @@ from fat_ray.events import Drift, Freeze, Status, Step
 from fat_ray.fisher.collector import Collector, Share
 from fat_ray.fisher.groups import build_groups
 from fat_ray.fisher.meter import DriftMeter, build_formulas
-from fat_ray.fisher.reduce import all_sum, check_agreement, world
+from fat_ray.fisher.reduce import all_sum, check_agreement, check_layout, world
 from fat_ray.freeze.freezer import Freezer
 from fat_ray.freeze.policy import Decision, Observation, Policy
 from fat_ray.spec.run import OptimizerSpec, RunSpec
@@ -77,6 +77,7 @@ class Trainer:
         self.history = rules.DriftHistory.empty(len(self.groups))
         self.num_updates = self.num_events = 0
         self._step_flops: float | None = None
+        self._layout_agreed = False
         self.wrapped = wrap(self.model)
 
     def step(self, step: int) -> Status | None:
@@ -140,7 +141,11 @@ class Trainer:
     def _measure(self, step: int) -> None:
         """Sums to distances to smoothed drift."""
         drift, before = self.spec.drift, self.history.count
-        found = self.meter.update(self.collector.take(), self._squared_gradient, self.freezer.active, self.device)
+        sums = self.collector.take()
+        if not self._layout_agreed:
+            check_layout(sums, step, self.device)
+            self._layout_agreed = True
+        found = self.meter.update(sums, self._squared_gradient, self.freezer.active, self.device)
         if not found.finite:
             raise DivergedError(f"the Fisher statistics became NaN or infinite at step {step}")
         if self.num_updates == 0 and drift.start == "zero":
@@ -181,6 +186,7 @@ class Trainer:
         )
         decision = self.policy.decide(observation)
         check_agreement(f"freeze decision at step {step}", scores.tobytes() + decision.freeze.tobytes(), self.device)
+        self._layout_agreed = False
         if self.freezer.freeze(decision.freeze):
             self._rewrap()
         self.emit(self._freeze_event(step, decision, time.perf_counter() - started))

@@ -142,8 +142,9 @@ def _nothing(sums: Sums, key: Key) -> Part:
 def covered_layers(model: nn.Module, groups: Iterable[Group], formulas: Formulas) -> dict[str, nn.Module]:
     """The layers whose Fisher comes from factors.
 
-    Left out are layers whose weight another module uses too (tied weights), and what MultiheadAttention owns, whose weights are used
-    without a call of their module: hooks would see a part of the truth. Their parameters count as without factors.
+    Left out are layers whose weight another module uses too (tied weights), what MultiheadAttention owns, whose weights are used without
+    a call of their module, and layers that make their weight from other parameters (weight_norm, pruning): hooks would see a part of the
+    truth. Their parameters count as without factors.
     """
     modules = dict(model.named_modules())
     uses: dict[int, int] = {}
@@ -156,7 +157,7 @@ def covered_layers(model: nn.Module, groups: Iterable[Group], formulas: Formulas
         for layer in dict.fromkeys(group.layer for group in groups)
         if formulas.covers(module := modules[layer])
         and id(module) not in called_by_none
-        and all(uses[id(parameter)] == 1 for parameter in module.parameters(recurse=False))
+        and all(uses[id(p)] == 1 and role in ("weight", "bias") for role, p in module.named_parameters(recurse=False))
     }
 
 

@@ -16,7 +16,7 @@ from fat_ray.fisher.groups import Group
 from fat_ray.fisher.products import Products
 from fat_ray.fisher.reduce import all_sum, reduce_sums, world
 from fat_ray.fisher.released import ReleasedFormulas
-from fat_ray.fisher.state import SQUARES, MeanState, PartKey, RunningAverage, State, group_vectors, is_known
+from fat_ray.fisher.state import SQUARES, MeanState, PartKey, RunningAverage, State, at_scale_of, group_vectors, is_known
 from fat_ray.fisher.values import Values
 from fat_ray.spec.run import DriftSpec, FisherSpec
 
@@ -169,7 +169,8 @@ class DriftMeter:
         if self.halves:
             (before_a, before_b), (now_a, now_b) = previous, states
             drift = MeanState(before_a, before_b), MeanState(now_a, now_b)
-            noise = MeanState(now_a, before_b), MeanState(before_a, now_b)
+            scaled_a, scaled_b = at_scale_of(states, previous)
+            noise = MeanState(now_a, scaled_b), MeanState(scaled_a, now_b)
             pairs = [drift, noise]
         for batch in self._batches(mine, pairs[0][0]):
             sides = [[self._vectors(index, pair[side]) for pair in pairs for index in batch] for side in (0, 1)]

@@ -32,7 +32,7 @@ def all_sum(values: Tensor) -> Tensor:
 def reduce_sums(sums: Sums, device: torch.device) -> Totals:
     """Sums and counts over all ranks, by one all-reduce of a flat float64 bucket (sums, then counts).
 
-    Every rank must have collected the same layers.
+    Every rank must have collected the same layers, see `check_layout`.
 
     Args:
         sums: What this rank's collector took.
@@ -70,3 +70,15 @@ def check_agreement(what: str, payload: bytes, device: torch.device) -> None:
     others = [str(other) for other, value in enumerate(values) if value != values[0]]
     if others:
         raise RankDisagreementError(f"{what}: rank {', '.join(others)} disagrees with rank 0; the run was stopped before it could diverge")
+
+
+def check_layout(sums: Sums, step: int, device: torch.device) -> None:
+    """Raises on every rank if one has collected other layers, parts or shapes, which would add up nonsense or wait for ever.
+
+    What is collected changes only when groups freeze: checked at the first collection and after each event, it costs one number per rank.
+
+    Raises:
+        RankDisagreementError: Names the ranks that differ from rank 0.
+    """
+    layout = [(key, tuple(value.shape)) for key, (value, _) in sums.items()]
+    check_agreement(f"layers with statistics at step {step}", repr(layout).encode(), device)

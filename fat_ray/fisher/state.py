@@ -1,6 +1,6 @@
 """The Fisher of each group as it is known: running averages of factors, and the values of a group formed from them when needed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +45,18 @@ class RunningAverage:
         average = self._average[key] = self._decay * self._average.get(key, start) + (1 - self._decay) * value
         count = self._count[key] = self._count.get(key, 0) + 1
         return average / (1 - self._decay**count) if self._kind == "bias_corrected" else average
+
+
+def at_scale_of(current: Sequence[State], previous: Sequence[State]) -> list[State]:
+    """The previous states, each factor times a constant that gives it the mean of the current ones, over all halves.
+
+    What is mixed of two windows must have one scale, or the noise of the mixture is that of the larger alone (docs/method.md, section 2).
+    """
+    scales: dict[PartKey, float] = {}
+    for key in previous[0].keys() & current[0].keys():
+        now, before = (sum(float(state[key].mean()) for state in states) for states in (current, previous))
+        scales[key] = now / before if now > 0 and before > 0 else 1.0
+    return [{key: scales.get(key, 1.0) * value for key, value in state.items()} for state in previous]
 
 
 def is_known(group: Group, state: State, *, factored: bool) -> bool:

@@ -52,7 +52,7 @@ class FisherDrift:
         tau = rules.threshold(observation.scores, eligible, self._spec.threshold)
         confidence = self._spec.confidence
         upper = observation.scores + confidence * observation.errors if confidence else observation.scores
-        chosen = rules.select(upper, eligible, observation.elements, tau, floor=self._spec.floor, cap=self._spec.cap)
+        chosen = rules.select(upper, observation.active, observation.elements, tau, floor=self._spec.floor, cap=self._spec.cap)
         return Decision(chosen.freeze, tau, chosen.limited_by)
 
 

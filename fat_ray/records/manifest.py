@@ -29,6 +29,22 @@ MIN_FREE_BYTES = 64 * 2**20
 # Where the study ran is not part of what it was.
 _LOCAL_OPTIONS = ("--address", "--out")
 
+# What status, compare and report read of a study; minor versions may add keys, so the whole is not validated.
+_READ_KEYS = (
+    "task.name",
+    "train.steps",
+    "train.global_batch",
+    "train.workers",
+    "search",
+    "objectives",
+    "sampler.name",
+    "scheduler.metric",
+    "scheduler.direction",
+    "budget.trials",
+    "seeds",
+    "baselines",
+)
+
 
 class Manifest(Strict):
     """What a study's directory holds. Written once, when the study is created."""
@@ -185,7 +201,20 @@ def _parse(path: Path, found: object) -> Manifest:
     check_version(path, str(found.get("schema_version", "")))
     known = {name: value for name, value in found.items() if name in Manifest.model_fields}
     try:
-        return Manifest.model_validate_json(json.dumps(known))
+        manifest = Manifest.model_validate_json(json.dumps(known))
     except ValidationError as error:
         first = error.errors()[0]
         raise RecordError(f"{path} is not a valid manifest: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    missing = [key for key in _READ_KEYS if not _holds(manifest.spec, key)]
+    if missing:
+        raise RecordError(f"{path} is not a valid manifest: spec lacks {', '.join(missing)}")
+    return manifest
+
+
+def _holds(spec: object, key: str) -> bool:
+    """Whether each part of a dotted key is there."""
+    for part in key.split("."):
+        if not isinstance(spec, dict) or part not in spec:
+            return False
+        spec = spec[part]
+    return True

@@ -18,5 +18,5 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-"""An integer of at least one."""
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+"""An integer of at least one; records hold 32 bits."""

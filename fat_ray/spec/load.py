@@ -107,7 +107,7 @@ def _override(document: Document, text: str) -> str | None:
     value = parse(written)
     keys = _split(key.strip())
     if not separator or not all(keys):
-        document.problems.append(Problem("--set", shorten(text), "must be key=value with a dotted key, such as freeze.threshold=-0.5"))
+        document.problems.append(Problem("--set", shorten(text), "must be field=value with a dotted field, such as freeze.threshold=-0.5"))
         return None
     if value.problems:
         document.problems += [replace(problem, field=key, value=shorten(written), line=None) for problem in value.problems]

@@ -137,7 +137,7 @@ class FreezeSpec(Strict):
     confidence: NonNegative = 0.0
     """A group freezes only if its score plus this many of its standard errors lies below the threshold."""
     follow: str | None = None
-    """random_matched only: the run whose recorded schedule is followed; null: the best finished run of the same study."""
+    """random_matched only: the run whose recorded schedule is followed; null: that of the same study's best compromise."""
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -181,6 +181,19 @@ class RunSpec(Strict):
             return given
         return merge(PRESETS[given.get("preset", "corrected")], given)
 
+    @model_validator(mode="after")
+    def _check_statistics(self) -> Self:
+        """Combinations that have no meaning are refused rather than half ignored."""
+        if self.drift.noise == "swap" and self.drift.compare == "average":
+            raise ValueError("drift.noise = swap compares two collections; it needs drift.compare = previous, or give drift.noise = none")
+        if self.drift.noise == "swap" and self.fisher.formulas == "released":
+            raise ValueError("drift.noise = swap needs fisher.formulas = exact, or give drift.noise = none")
+        if self.drift.noise == "swap" and self.train.global_batch < 2:
+            raise ValueError("drift.noise = swap halves each batch; it needs train.global_batch >= 2, not 1, or give drift.noise = none")
+        if self.drift.centre == "median" and self.drift.distance == "raw":
+            raise ValueError("drift.centre = median centres logarithms; drift.distance = raw needs drift.centre = none")
+        return self
+
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` on top of `base`, mapping by mapping; anything that is not a mapping replaces what was there."""
@@ -189,3 +202,20 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(base[key], Mapping) and isinstance(over[key], Mapping):
             merged[key] = merge(base[key], over[key])
     return merged
+
+
+def without_preset(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A complete run as plain JSON types, less the fields that only its preset has set: what another preset may be applied to."""
+    defaults = RunSpec.model_validate({"preset": values["preset"]}).model_dump(mode="json")
+    governed = {section: _differences(defaults[section], values[section]) for section in ("fisher", "drift", "freeze")}
+    return {**values, **governed}
+
+
+def _differences(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found[key] = _differences(defaults[key], value)
+        elif value != defaults[key]:
+            found[key] = value
+    return found

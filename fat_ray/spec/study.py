@@ -1,5 +1,6 @@
 """A study: a base run, what is searched around it, how it is judged, and what it may cost."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -84,7 +85,7 @@ class SamplerSpec(Strict):
     """Who suggests settings, by Optuna's name."""
 
     name: Literal["tpe", "random", "qmc", "nsga2"] = "tpe"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     startup_trials: Count = 4
     """tpe only: random trials before the model is used."""
 
@@ -97,8 +98,8 @@ class SchedulerSpec(Strict):
     direction: Literal["maximize", "minimize"] = "maximize"
     grace_steps: Count = 1
     """No trial is stopped before this step."""
-    reduction: Annotated[int, Field(ge=2)] = 2
-    """asha only: of this many trials at a rung, one goes on."""
+    reduction: Annotated[float, Field(gt=1)] = 2.0
+    """asha only: of this many trials at a rung, one goes on; 1.5 lets two thirds go on."""
 
 
 class BudgetSpec(Strict):
@@ -166,3 +167,32 @@ class StudySpec(RunSpec):
 def as_json(spec: RunSpec) -> dict[str, Any]:
     """The specification as plain JSON types; `model_validate` in JSON mode reads it back."""
     return spec.model_dump(mode="json")
+
+
+def shown_objective(study: Mapping[str, Any]) -> Objective:
+    """The metric that tables and charts show, and which way is better: the first objective on the validation split, else the scheduler's.
+
+    Args:
+        study: A study as `as_json` gives it and the manifest keeps it.
+    """
+    judged = (objective for objective in study["objectives"] if objective["metric"].startswith("val/"))
+    shown = next(judged, study["scheduler"])
+    return Objective(metric=shown["metric"], direction=shown["direction"])
+
+
+def num_search_trials(study: Mapping[str, Any]) -> int:
+    """Planned trials of the search; with nothing to search the base setting is run once.
+
+    Args:
+        study: As for `shown_objective`.
+    """
+    return int(study["budget"]["trials"]) if study["search"] else 1
+
+
+def num_trials(study: Mapping[str, Any]) -> int:
+    """Planned trials of the study, baselines included; each has one run per seed.
+
+    Args:
+        study: As for `shown_objective`.
+    """
+    return num_search_trials(study) + len(study["baselines"])

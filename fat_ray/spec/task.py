@@ -8,7 +8,11 @@ from fat_ray.spec.base import Count, Fraction, Name, Strict
 
 
 class ShiftSpec(Strict):
-    """How strongly the zero-shot proxy disturbs the held-out test images. 0 turns a disturbance off."""
+    """How strongly the zero-shot proxy disturbs the held-out test images. 0 turns a disturbance off.
+
+    A proxy: the same photographs under other conditions, not photographs from elsewhere. The default strengths were chosen by looking at
+    one trained model on the disturbed test split, so that it stays above a constant prediction: compare runs by it, do not quote it.
+    """
 
     blur: Annotated[float, Field(ge=0, le=5)] = 0.5
     """Standard deviation of a Gaussian blur, in pixels of the model's input."""

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fat_ray.events import Status
-from fat_ray.spec.study import StudySpec
+from fat_ray.spec.study import StudySpec, as_json, shown_objective
 from fat_ray.study.ledger import Ledger, Trial
 
 _STYLES: Mapping[str, str] = {
@@ -44,7 +44,7 @@ class ConsoleCallback(Callback):  # type: ignore[misc]
         self._spec, self._ledger, self._quiet = spec, ledger, quiet
         self._console = console or Console(stderr=True)
         self._labels = short_labels([*spec.search])
-        self._metric = shown_metric(spec)
+        self._metric = shown_objective(as_json(spec)).metric
         # Decided now: stdout may be redirected while the study runs.
         self._is_live = self._console.is_terminal and sys.stdout.isatty() and not quiet
         self._live: Live | None = None
@@ -183,11 +183,6 @@ def short_labels(keys: Sequence[str]) -> dict[str, str]:
 def short(value: object) -> str:
     """A searched value in few characters."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def shown_metric(spec: StudySpec) -> str:
-    """The metric of the table: the first objective of the validation split, else the scheduler's."""
-    return next((objective.metric for objective in spec.objectives if objective.metric.startswith("val/")), spec.scheduler.metric)
 
 
 def duration(seconds: float) -> str:

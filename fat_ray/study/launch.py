@@ -10,11 +10,13 @@ from pathlib import Path
 from types import FrameType
 
 from fat_ray.events import Status
-from fat_ray.spec.study import StudySpec
+from fat_ray.records.redact import scrub
+from fat_ray.records.wandb import WandbMirror
+from fat_ray.spec.study import StudySpec, as_json, num_trials
 from fat_ray.study.environment import prepare, resolve_address
 from fat_ray.study.ledger import Close, Ledger
 from fat_ray.study.opening import opened
-from fat_ray.study.plan import num_trials, plan
+from fat_ray.study.plan import plan
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,13 @@ def launch(
         KeyboardInterrupt: At the second Ctrl-C.
     """
     directory = Path(directory).absolute()
-    ledger = Ledger(num_trials(spec))
-    with opened(spec, text, directory, command):
-        _run(spec, directory, ledger, resolve_address(address), quiet=quiet)
+    ledger = Ledger(num_trials(as_json(spec)))
+    with opened(spec, text, directory, command) as mirror:
+        _run(spec, directory, ledger, mirror, resolve_address(address), quiet=quiet)
     return _outcome(directory, ledger)
 
 
-def _run(spec: StudySpec, directory: Path, ledger: Ledger, address: str | None, *, quiet: bool) -> None:
+def _run(spec: StudySpec, directory: Path, ledger: Ledger, mirror: WandbMirror, address: str | None, *, quiet: bool) -> None:
     prepare(address)
     # Ray reads its environment when it is imported, so only now.
     from fat_ray.study.cluster import connect
@@ -96,7 +98,7 @@ def _run(spec: StudySpec, directory: Path, ledger: Ledger, address: str | None, 
     with connect(address, spec) as nodes, ray_log(directory / "logs" / "ray.log"), interruptible(ledger):
         how = plan(spec, nodes)
         try:
-            run_trials(spec, directory, ledger, how, console)
+            run_trials(spec, directory, ledger, how, console, mirror)
         finally:
             console.close()
 
@@ -130,6 +132,14 @@ def interruptible(ledger: Ledger) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class _Scrubbed(logging.Formatter):
+    """A log line with its traceback, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return scrub(super().format(record))
+
+
 @contextmanager
 def ray_log(path: Path) -> Iterator[None]:
     """Within, what Ray and Optuna log in this process goes to a file instead of the terminal.
@@ -138,7 +148,7 @@ def ray_log(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(_Scrubbed("%(asctime)s %(levelname)s %(name)s %(message)s"))
     loggers = [logging.getLogger(name) for name in ("ray", "optuna")]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:

@@ -26,16 +26,6 @@ class Plan:
     workers: int
 
 
-def num_search_trials(spec: StudySpec) -> int:
-    """Trials of the search; with nothing to search the base setting is run once."""
-    return spec.budget.trials if spec.search else 1
-
-
-def num_trials(spec: StudySpec) -> int:
-    """Trials of the study, baselines included."""
-    return num_search_trials(spec) + len(spec.baselines)
-
-
 def plan(spec: StudySpec, nodes: Sequence[Resources]) -> Plan:
     """Plans the study on the nodes of a cluster.
 

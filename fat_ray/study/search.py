@@ -20,10 +20,11 @@ from ray.tune.search import Searcher
 
 from fat_ray.errors import SpecError
 from fat_ray.events import RunEnd, Status
-from fat_ray.spec.study import SamplerSpec, StudySpec
+from fat_ray.records.redact import scrub
+from fat_ray.rules import compromise
+from fat_ray.spec.study import SamplerSpec, StudySpec, as_json, num_search_trials
 from fat_ray.study.jobs import full_fine_tuning, matched_random, search_trial
 from fat_ray.study.ledger import Ledger, Trial
-from fat_ray.study.plan import num_search_trials
 from fat_ray.study.space import optuna_space
 from fat_ray.study.verdict import COSTS, conclude, objective_values
 
@@ -74,7 +75,8 @@ class StudySearch(Searcher):  # type: ignore[misc]
         self._study = open_journal(spec, directory)
         self._space = optuna_space(spec.search)
         self._asked: dict[str, optuna.trial.Trial] = {}
-        self._first_objective: dict[str, float] = {}
+        self._values: dict[str, list[float]] = {}
+        self._has_refused = False
         self._plan = self._sequence()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -131,8 +133,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         """Trials in their order; None while one has to wait for others to end."""
         if "none" in self._spec.baselines:
             yield full_fine_tuning(self._spec, self._directory)
-        for _ in range(num_search_trials(self._spec)):
-            yield self._ask()
+        yield from self._searched()
         if "random_matched" in self._spec.baselines:
             while any(not trial.is_baseline for trial in self._ledger.live()):
                 yield None
@@ -140,17 +141,41 @@ class StudySearch(Searcher):  # type: ignore[misc]
             if leader is not None:
                 yield matched_random(self._spec, self._directory, leader)
 
-    def _ask(self) -> Trial:
+    def _searched(self) -> Iterator[Trial]:
+        """The trials that Optuna suggests; a suggestion that is refused counts as one, so that the search ends whatever the space is."""
+        total, refused = num_search_trials(as_json(self._spec)), 0
+        for _ in range(total):
+            trial = self._ask()
+            if trial is not None:
+                yield trial
+                continue
+            refused += 1
+            self._ledger.total -= 1
+        if refused == total:
+            self._ledger.notes.append(f"the search ran no trial: all {total} suggested settings are combinations that do not go together")
+
+    def _ask(self) -> Trial | None:
+        """The next suggestion as a trial; None if its values do not go together, as the journal and, once, the user are told."""
         asked = self._study.ask(self._space)
         name = f"t{asked.number:04d}"
         asked.set_user_attr("runs", [f"{name}-s{seed}" for seed in self._spec.seeds])
         try:
             trial = search_trial(self._spec, self._directory, asked.number, asked.params)
         except SpecError as error:
-            self._fail(asked, str(error))
-            raise
+            self._refuse(asked, str(error))
+            return None
         self._asked[name] = asked
         return trial
+
+    def _refuse(self, asked: optuna.trial.Trial, reason: str) -> None:
+        self._fail(asked, reason)
+        if not self._has_refused:
+            self._has_refused = True
+            chosen = ", ".join(f"{key} = {value}" for key, value in asked.params.items())
+            why = " ".join(reason.split())
+            self._ledger.notes.append(
+                f"suggested settings that do not go together are not run and use up the budget; first {chosen}: {why}"
+            )
 
     def _report(self, trial: Trial) -> None:
         asked, metric = self._asked.get(trial.name), self._spec.objectives[0].metric
@@ -176,20 +201,20 @@ class StudySearch(Searcher):  # type: ignore[misc]
             trial.status, trial.reason = Status.FAILED, str(error)
             self._fail(asked, trial.reason)
             return
-        self._first_objective[trial.name] = values[0]
+        self._values[trial.name] = values
         self._study.tell(asked, values)
 
     def _fail(self, asked: optuna.trial.Trial, reason: str) -> None:
-        asked.set_user_attr("reason", reason)
+        asked.set_user_attr("reason", scrub(reason))
         self._study.tell(asked, state=TrialState.FAIL)
 
     def _leader(self) -> Trial | None:
-        """The best finished trial of Fisher drift, or the one that the study names; None, with a note, when there is none."""
+        """The finished trial of Fisher drift with the best compromise, or the one that the study names; None, with a note, without any."""
         follow = self._spec.freeze.follow
         finished = [
             trial
             for trial in self._ledger.trials
-            if trial.name in self._first_objective
+            if trial.name in self._values
             and trial.jobs[0].spec.freeze.policy == "fisher_drift"
             and (follow is None or any(job.run == follow for job in trial.jobs))
         ]
@@ -197,5 +222,6 @@ class StudySearch(Searcher):  # type: ignore[misc]
             what = f"run {follow} of this study" if follow else "run with policy fisher_drift"
             self._ledger.notes.append(f"baseline random_matched was skipped: no {what} completed, so there is no schedule to follow")
             return None
-        sign = 1 if self._spec.objectives[0].direction == "maximize" else -1
-        return max(finished, key=lambda trial: sign * self._first_objective[trial.name])
+        by_name = {trial.name: trial for trial in finished}
+        directions = [objective.direction for objective in self._spec.objectives]
+        return by_name[compromise({name: self._values[name] for name in by_name}, directions)]

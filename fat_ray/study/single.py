@@ -3,18 +3,20 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fat_ray.errors import InputError
-from fat_ray.events import RunEnd
+from fat_ray.errors import InputError, RecordError, RunFailedError
+from fat_ray.events import RunEnd, Status
+from fat_ray.records.reader import run_end
 from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.environment import prepare, resolve_address
 from fat_ray.study.opening import opened
 from fat_ray.study.plan import plan
+from fat_ray.study.verdict import record_end
 
 Report = Callable[[dict[str, Any]], None]
 Train = Callable[[RunJob, Report], RunEnd]
@@ -86,8 +88,19 @@ def _follow(job: RunJob, train: Train, mirror: WandbMirror, *, quiet: bool) -> R
     say(f"{job.run}: {job.spec.train.steps} steps, {job.spec.train.workers} worker(s), policy {job.spec.freeze.policy}")
     try:
         return train(job, report)
+    except RunFailedError as error:
+        _record_failure(job, str(error))
+        raise
     finally:
         mirror.finish(job.run)
+
+
+def _record_failure(job: RunJob, reason: str) -> None:
+    """Lets the records tell of a run that broke before it could."""
+    directory = Path(job.directory)
+    with suppress(RecordError):  # the reason of the failure matters more
+        if run_end(directory, job.run) is None:
+            record_end(job, directory, Status.FAILED, reason)
 
 
 def _progress(metrics: Mapping[str, Any], steps: int, elapsed_s: float) -> str:

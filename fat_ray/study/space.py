@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from fat_ray.errors import Problem, SpecError
 from fat_ray.spec.check import substitute
-from fat_ray.spec.run import RunSpec
+from fat_ray.spec.run import RunSpec, without_preset
 from fat_ray.spec.study import Distribution, FloatRange, IntRange, as_json
 
 
@@ -35,7 +35,7 @@ def _on_grid(low: float, high: float, step: float) -> float:
 
 
 def with_params(run: RunSpec, params: Mapping[str, Any]) -> RunSpec:
-    """The run with the values of a trial.
+    """The run with the values of a trial. A preset among them brings its fields, but for those that the study sets itself.
 
     Args:
         run: The base run of the study.
@@ -44,8 +44,9 @@ def with_params(run: RunSpec, params: Mapping[str, Any]) -> RunSpec:
     Raises:
         SpecError: The values do not go together.
     """
+    base = without_preset(as_json(run)) if "preset" in params else as_json(run)
     try:
-        return RunSpec.model_validate_json(json.dumps(substitute(as_json(run), params))) if params else run
+        return RunSpec.model_validate_json(json.dumps(substitute(base, params))) if params else run
     except ValidationError as error:
         problems = [Problem(".".join(map(str, item["loc"])), None, item["msg"]) for item in error.errors()]
         raise SpecError("a suggested setting", problems) from error

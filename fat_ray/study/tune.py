@@ -18,7 +18,7 @@ from fat_ray.train.resources import trial_resources
 from fat_ray.train.run import resolve
 
 
-def run_trials(spec: StudySpec, directory: Path, ledger: Ledger, plan: Plan, console: ConsoleCallback) -> None:
+def run_trials(spec: StudySpec, directory: Path, ledger: Ledger, plan: Plan, console: ConsoleCallback, mirror: WandbMirror) -> None:
     """Runs all trials of the study on the connected cluster; how each ended is in the ledger, and in the records.
 
     Args:
@@ -27,11 +27,11 @@ def run_trials(spec: StudySpec, directory: Path, ledger: Ledger, plan: Plan, con
         ledger: Filled with its trials.
         plan: How many run at the same time.
         console: Shows the progress.
+        mirror: Shows the runs in W&B; closed at the end.
     """
     executor = resolve(spec.executor)
     search = StudySearch(spec, directory, ledger, concurrency=plan.concurrency, executor=executor)
     scheduler = CooperativeScheduler(build_judge(spec.scheduler, spec.train.steps), spec.scheduler.metric, ledger, directory)
-    mirror = WandbMirror(directory, spec.wandb)
     try:
         tune.Tuner(
             tune.with_resources(run_trial, trial_resources(spec.run, executor)),

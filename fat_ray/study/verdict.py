@@ -5,10 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+import pyarrow as pa
+
 from fat_ray.errors import RecordError
-from fat_ray.events import RunEnd, Status
+from fat_ray.events import RunEnd, RunStart, Status
 from fat_ray.records.parquet import ParquetSink
 from fat_ray.records.reader import read_table, run_end, run_start, runs
+from fat_ray.records.redact import scrub
+from fat_ray.records.start import start_of
+from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import Objective
 from fat_ray.study.ledger import Trial
 
@@ -52,33 +57,57 @@ def _end(trial: Trial, directory: Path, run: str, failure: str | None) -> tuple[
 
 
 def _record_end(trial: Trial, directory: Path, run: str, failure: str | None) -> RunEnd:
-    """The end of a run that could not write it itself, with the costs that are in its records; recorded if the run had begun."""
-    start = run_start(directory, run) if run in runs(directory) else None
-    if failure is None and trial.asked_to_stop is Status.STOPPED:
-        status, reason = Status.STOPPED, "the study ended while it ran" if start else "stopped before it began"
-    else:
-        status, reason = Status.FAILED, failure or f"its processes ended without a word; see logs/{run}.log"
-    steps = read_table(directory, "steps", run)
+    """The end of a run that could not write it itself; recorded unless the run was stopped before it began."""
+    job = next(job for job in trial.jobs if job.run == run)
+    if failure is not None or trial.asked_to_stop is not Status.STOPPED:
+        return record_end(job, directory, Status.FAILED, failure or f"its processes ended without a word; see logs/{run}.log")
+    if run in runs(directory):
+        return record_end(job, directory, Status.STOPPED, "the study ended while it ran")
+    return RunEnd(Status.STOPPED, "stopped before it began", 0, 0.0, 0.0, 0.0, 0, 0.0, 0.0, 0.0)
+
+
+def record_end(job: RunJob, directory: Path, status: Status, reason: str) -> RunEnd:
+    """Records the end of a run that could not write it itself, with the costs that are in its records.
+
+    A run that broke before it could record its start gets one without groups, so that whoever reads the records finds it.
+
+    Args:
+        job: The run, none of whose processes is left.
+        directory: The study's directory.
+        status: How it ended.
+        reason: Why.
+
+    Raises:
+        RecordError: The records cannot be read or written.
+    """
+    spec, begun = job.spec.train, job.run in runs(directory)
+    device = "cuda" if spec.gpus_per_worker else "cpu"
+    start = run_start(directory, job.run) if begun else start_of(job, [], world_size=spec.workers, device=device)
+    end = _end_from_steps(read_table(directory, "steps", job.run), start, spec.workers, status, scrub(reason))
+    sink = ParquetSink(directory, job.run, start=start)
+    if not begun:
+        sink.emit(start)
+    sink.emit(end)
+    sink.close()
+    return end
+
+
+def _end_from_steps(steps: pa.Table, start: RunStart, workers: int, status: Status, reason: str) -> RunEnd:
     active = steps["active_elements"].to_numpy()
     train_s = float(steps["step_s"].to_numpy().sum())
     mean_active = float(active.mean()) if len(active) else 0.0
-    end = RunEnd(
+    return RunEnd(
         status=status,
         reason=reason,
         steps=len(steps),
         wall_s=train_s,
         train_s=train_s,
-        worker_s=train_s * trial.jobs[0].spec.train.workers,
+        worker_s=train_s * workers,
         updates=int(active.sum()),
         flops=float(steps["flops"].to_numpy().sum()),
         mean_active=mean_active,
-        mean_active_fraction=mean_active / start.total_elements if start else 0.0,
+        mean_active_fraction=mean_active / start.total_elements if len(active) else 0.0,
     )
-    if start is not None:
-        sink = ParquetSink(directory, run, start=start)
-        sink.emit(end)
-        sink.close()
-    return end
 
 
 def objective_values(objectives: Sequence[Objective], ends: Sequence[RunEnd]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Why a run failed, in one line that a person can act on. Tracebacks go to the run's log file."""
+"""Why a run failed, in one line that a person can act on. Tracebacks go to the run's log file. Neither holds secrets."""
 
 import re
 import signal
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fat_ray.errors import FatRayError
+from fat_ray.records.redact import scrub
 
 MAX_REASON = 300
 """Characters; what is longer is cut."""
@@ -19,7 +20,7 @@ _LOST_PEER = re.compile(
 
 def one_line(error: BaseException) -> str:
     """What went wrong, without line breaks: the message of our own errors, type and message of any other."""
-    text = " ".join(str(error).split())
+    text = " ".join(scrub(str(error)).split())  # before it is cut: half a secret would not be recognised
     if not isinstance(error, FatRayError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     elif not text:
@@ -55,5 +56,5 @@ def write_log(directory: str | Path, run: str, text: str) -> Path:
     path = Path(directory) / "logs" / f"{run}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(text.rstrip("\n") + "\n")
+        file.write(scrub(text).rstrip("\n") + "\n")
     return path

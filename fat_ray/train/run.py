@@ -31,6 +31,8 @@ Report = Callable[[dict[str, Any]], None]
 
 TRAIN_ENV: Mapping[str, str] = MappingProxyType(
     {
+        # Relative paths in a study file, and the git commit of a record, are those of the directory the study was started in.
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
         # The controller polls every 2 s by default, and each report waits for a poll.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
         # A process per run that watches for spot nodes about to vanish; a real cluster sets it back to 1.

@@ -5,12 +5,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fat_ray.engine.loop import train
+from fat_ray.engine.step import Trainer
 from fat_ray.events import Drift, Eval, Event, Freeze, RunEnd, RunStart, Status, Step
+from fat_ray.freeze.policies import FisherDrift
 from fat_ray.records.sink import MemorySink
+from fat_ray.spec.run import FreezeSpec
 from tests.support.jobs import task_of, tiny_job
 
 CPU = torch.device("cpu")
@@ -132,3 +136,22 @@ def test_an_error_is_recorded_and_raised() -> None:
     assert isinstance(end, RunEnd)
     assert end.status is Status.FAILED
     assert end.reason.startswith("KeyError: ")
+
+
+def test_what_froze_in_a_run_never_moves_again() -> None:
+    job = tiny_job(Path("unused"), workers=1, batch_norm=True)
+    policy = FisherDrift(FreezeSpec(every=2, warmup_steps=2, threshold=0.5, cap=0.5))
+    trainer = Trainer(job.spec, task_of(job), policy, seed=0, device=CPU, stop_request=lambda: None, emit=lambda event: None)
+    frozen_as: dict[int, list[torch.Tensor]] = {}
+    for step in range(12):
+        before = {index: values_of(trainer, index) for index in range(len(trainer.groups))}
+        trainer.step(step)
+        for index in np.flatnonzero(~trainer.freezer.active):
+            kept = frozen_as.setdefault(int(index), before[int(index)])  # frozen before this step's update
+            assert all(torch.equal(now, then) for now, then in zip(values_of(trainer, int(index)), kept, strict=True))
+    assert 0 < len(frozen_as) < len(trainer.groups)
+    assert any(not parameter.requires_grad for parameter in trainer.model.parameters())
+
+
+def values_of(trainer: Trainer, index: int) -> list[torch.Tensor]:
+    return [trainer.model.get_parameter(m.parameter).detach()[m.index].clone() for m in trainer.groups[index].members]

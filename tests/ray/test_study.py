@@ -18,7 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fat_ray.errors import OutputError, ResourceError
 from fat_ray.events import Status
+from fat_ray.records.environment import git_state
 from fat_ray.records.reader import parts, read_table, run_end, run_start, runs
+from fat_ray.rules import compromise
 from fat_ray.spec.study import StudySpec
 from fat_ray.study import cluster
 from fat_ray.study.launch import StudyOutcome, launch
@@ -103,9 +105,11 @@ def test_a_study_runs_to_its_end_with_its_baselines_and_leaks_nothing(ray_sessio
         end = run_end(outcome.directory, f"t{trial.number:04d}-s0")
         assert end is not None
         assert trial.values == [end.final["val/f1"], end.mean_active]
-        assert run_start(outcome.directory, f"t{trial.number:04d}-s0").params == trial.params
+        begun = run_start(outcome.directory, f"t{trial.number:04d}-s0")
+        assert begun.params == trial.params
+        assert begun.environment["git_commit"] == git_state()["git_commit"]  # workers stay in the directory of the driver
 
-    leader = max(told, key=lambda trial: trial.values[0])
+    leader = told[int(compromise({str(trial.number): trial.values for trial in told}, ["maximize", "minimize"]))]
     followed = read_table(outcome.directory, "events", f"t{leader.number:04d}-s0")["step"].to_pylist()
     assert read_table(outcome.directory, "events", "random_matched-s0")["step"].to_pylist() == followed
     assert run_start(outcome.directory, "random_matched-s0").params == leader.params

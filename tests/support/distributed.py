@@ -1,5 +1,6 @@
 """Runs a function on several ranks over gloo on this machine and returns what each returned."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -34,4 +35,5 @@ def _rank(rank: int, function: Callable[..., Any], world_size: int, folder: str,
     try:
         torch.save(function(*args), Path(folder, f"{rank}.pt"))
     finally:
+        gc.collect()  # a DDP wrapper that outlives its process group aborts the process at its end
         dist.destroy_process_group()

@@ -18,18 +18,10 @@ NUM_CPUS = 2
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator["RaySession"]:
     """Starts Ray on first use; at the end shuts it down and fails if a process is left."""
+    from fat_ray.study.environment import LOCAL_ENV, TUNE_ENV
     from fat_ray.train.run import TRAIN_ENV
 
-    variables = {
-        **TRAIN_ENV,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # binds every socket to 127.0.0.1
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    }
+    variables = {**TRAIN_ENV, **TUNE_ENV, **LOCAL_ENV, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)

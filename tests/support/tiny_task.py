@@ -94,11 +94,14 @@ def make_task(
         batch_norm: Whether the convolution is followed by BatchNorm.
         dropout: So that the global generator matters.
         trouble: Step (as a string, for JSON) to what goes wrong there: ``nan``, ``raise``, ``kill``, ``hang``, ``litter``
-            (leaves seeds, defaults and an environment variable behind, and the loss as it is), or ``file:PATH`` (makes a file).
+            (leaves seeds, defaults and an environment variable behind, and the loss as it is), ``file:PATH`` (makes a file), or
+            ``env:NAME`` (raises an error that shows this environment variable).
         trouble_rank: The rank on which it does.
         slow_s: Seconds added to each step.
-        fail: Message of an error raised at once; empty: none.
+        fail: Message of an error raised at once, or ``env:NAME`` as above; empty: none.
     """
+    if fail.startswith("env:"):
+        _reveal(fail)
     if fail:
         raise ValueError(fail)
     steps = {int(step): what for step, what in (trouble or {}).items()}
@@ -121,9 +124,15 @@ def _make(trouble: str, loss: Tensor) -> Tensor:
             time.sleep(3600)
         case "litter":
             _litter()
+        case _ if trouble.startswith("env:"):
+            _reveal(trouble)
         case _:
             Path(trouble.removeprefix("file:")).touch()
     return loss
+
+
+def _reveal(variable: str) -> None:
+    raise ValueError(f"{os.environ[variable.removeprefix('env:')]} was refused")
 
 
 def _litter() -> None:

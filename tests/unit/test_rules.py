@@ -109,3 +109,19 @@ def test_random_selection_meets_its_target_to_within_the_smallest_active_group(
     assert not (freeze & ~active).any()
     assert remaining >= target
     assert not left.any() or remaining - target < elements[left].min()
+
+
+def test_with_one_objective_the_best_is_chosen() -> None:
+    values = {"a": [0.1], "b": [0.7], "c": [0.3]}
+    assert rules.compromise(values, ["maximize"]) == "b"
+    assert rules.compromise(values, ["minimize"]) == "a"
+
+
+def test_with_two_objectives_the_nearest_to_the_ideal_point_is_chosen() -> None:
+    values = {"accurate": [0.613, 0.97], "cheap": [0.493, 0.24], "both": [0.605, 0.42], "neither": [0.5, 0.9]}
+    assert rules.compromise(values, ["maximize", "minimize"]) == "both"
+
+
+@pytest.mark.parametrize("values", [{"only": [0.5, 3.0]}, {"only": [0.5, 3.0], "same": [0.5, 3.0]}])
+def test_ties_and_ranges_without_extent_go_to_the_first(values: dict[str, list[float]]) -> None:
+    assert rules.compromise(values, ["maximize", "minimize"]) == "only"

@@ -47,7 +47,8 @@ def test_columns_of_a_newer_minor_are_ignored_and_missing_ones_are_null(tmp_path
     study = _empty_study(tmp_path / "a", schema_version="1.1")
     part = study / "records" / "steps" / "r" / "part-00000.parquet"
     part.parent.mkdir(parents=True)
-    pq.write_table(pa.table({"later": [1], "step": pa.array([7], pa.int32()), "run": ["r"]}), part)
+    rows = pa.table({"later": [1], "step": pa.array([7], pa.int32()), "run": ["r"]})
+    pq.write_table(rows.replace_schema_metadata({"fat_ray.schema": "1.1", "fat_ray.table": "steps"}), part)
     studies = open_studies([study])
     assert collect(scan(studies, "steps"), studies).select("run", "step", "loss").rows() == [("r", 7, None)]
 
@@ -61,6 +62,27 @@ def test_a_torn_file_is_named_and_a_temporary_one_is_not_seen(tmp_path: Path) ->
     (folder / "part-00001.parquet").write_bytes(b"half")
     with pytest.raises(RecordError, match=r"steps/r/part-00001.parquet"):
         collect(scan(studies, "steps"), studies)
+
+
+@pytest.mark.parametrize(
+    ("run", "metadata", "message"),
+    [
+        ("r", {"fat_ray.schema": "2.0", "fat_ray.table": "steps"}, r"schema version 2\.0, this program reads up to 1"),
+        ("r", {"fat_ray.table": "steps"}, "no schema version"),
+        ("r", {}, "fat_ray.table = nothing"),
+        ("r", {"fat_ray.schema": "1.0", "fat_ray.table": "evals"}, "fat_ray.table = evals"),
+        ("other", {"fat_ray.schema": "1.0", "fat_ray.table": "steps"}, "rows of another run than r"),
+    ],
+)
+def test_a_newer_or_foreign_part_is_refused_by_name(tmp_path: Path, run: str, metadata: dict[str, str], message: str) -> None:
+    study = write_study(tmp_path / "a", [FakeRun("r", steps=2)], spec=study_spec(steps=4))
+    studies = open_studies([study])
+    assert collect(scan(studies, "steps"), studies).height == 2
+    part = study / "records" / "steps" / "r" / "part-00001.parquet"
+    rows = pa.table({"run": [run], "step": pa.array([7], pa.int32())})
+    pq.write_table(rows.replace_schema_metadata(metadata), part)
+    with pytest.raises(RecordError, match=rf"steps/r/part-00001\.parquet.*{message}"):
+        scan(studies, "steps")
 
 
 def test_studies_of_one_name_are_told_apart_and_one_directory_is_read_once(tmp_path: Path) -> None:

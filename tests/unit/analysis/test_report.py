@@ -114,7 +114,9 @@ def test_a_whole_study_fills_every_chart_and_place(study: Path) -> None:
 
 def test_the_words_state_the_result_and_its_limits(study: Path) -> None:
     shown = " ".join(" ".join(_Page(_report(study)).text).split())
-    assert "the best completed setting is trial 0: validation F1 0.580, where full fine-tuning reached 0.600." in shown
+    assert (
+        "the best compromise between val/f1 and mean_active is trial 0: validation F1 0.580, where full fine-tuning reached 0.600." in shown
+    )
     assert "A constant prediction scores 0.030." in shown
     assert "at random reached 0.500" in shown
     assert "One seed per setting" in shown
@@ -227,5 +229,5 @@ def test_a_single_run_without_search_is_reported(tmp_path: Path) -> None:
     single = FakeRun("run-s0", role="single", f1=0.6)
     study = write_study(tmp_path / "a", [single], spec=study_spec(steps=20, search={}))
     shown = " ".join(" ".join(_Page(_report(study)).text).split())
-    assert "the best completed setting is the single run" in shown
+    assert "the best compromise between val/f1 and mean_active is the single run" in shown
     assert "searched nothing" in shown

@@ -40,6 +40,15 @@ def test_the_tradeoff_holds_completed_settings_and_the_front_of_its_axes(study: 
     assert points["trial 0"]["params"] == f"threshold {text.MINUS}0.5, fisher.every 2, freeze.every 4"
 
 
+def test_the_front_of_a_metric_that_falls_runs_along_its_least_values(tmp_path: Path) -> None:
+    # The loss of a fake run is 1 - f1.
+    runs = [FakeRun("t0000-s0", trial=0, f1=0.7, frozen=0.5), FakeRun("t0001-s0", trial=1, f1=0.5, frozen=0.5)]
+    objectives = [{"metric": "val/loss", "direction": "minimize"}]
+    comparison = compare([write_study(tmp_path / "a", runs, spec=study_spec(steps=8, objectives=objectives))])
+    points = {row["setting"]: (row["value"], row["front"]) for row in series.tradeoff(comparison)}
+    assert points == {"trial 0": (pytest.approx(0.3), True), "trial 1": (pytest.approx(0.5), False)}
+
+
 def test_the_active_fraction_keeps_its_changes_and_ends_only(tmp_path: Path) -> None:
     rows = series.active_fraction(_comparison(tmp_path / "a", GOOD))
     steps = [row["step"] for row in rows]

@@ -9,13 +9,16 @@ from fat_ray.errors import FatRayError
 from fat_ray.events import Eval, GroupInfo, RunEnd, RunStart, Status, Step
 from fat_ray.records.manifest import create_study
 from fat_ray.records.parquet import ParquetSink
-from fat_ray.spec.study import StudySpec
+from fat_ray.spec.study import Objective, StudySpec
 from fat_ray.spec.study import as_json as spec_as_json
 
 pytestmark = pytest.mark.timeout(10)  # writes and reads real records: a fifth of a second, more where many processes share the disk
 
 BEGAN = datetime(2026, 3, 14, 9, 0, tzinfo=UTC)
-SPEC = StudySpec.model_validate_json('{"name": "small", "budget": {"trials": 3}, "seeds": [0, 1], "train": {"steps": 10}}')
+SPEC = StudySpec.model_validate_json(
+    '{"name": "small", "search": {"train.lr": {"type": "float", "low": 0.1, "high": 1.0}}, "budget": {"trials": 3},'
+    '"seeds": [0, 1], "train": {"steps": 10}}'
+)
 
 
 def begin(directory: Path, run: str, *, minute: int, steps: int = 0, f1: float | None = None) -> ParquetSink:
@@ -42,6 +45,17 @@ def end(sink: ParquetSink, status: Status, reason: str = "") -> None:
 def study(tmp_path: Path) -> Path:
     create_study(tmp_path / "small", SPEC, "name: small\n")
     return tmp_path / "small"
+
+
+def test_without_a_search_the_base_setting_is_planned_once(tmp_path: Path) -> None:
+    create_study(tmp_path, SPEC.model_copy(update={"search": {}}), "name: small\n")
+    assert read_status(tmp_path).planned == 6  # with two baselines, two seeds each
+
+
+def test_a_study_of_costs_alone_shows_the_metric_of_its_scheduler(tmp_path: Path) -> None:
+    costs = [Objective(metric="mean_active", direction="minimize")]
+    create_study(tmp_path, SPEC.model_copy(update={"objectives": costs}), "name: small\n")
+    assert read_status(tmp_path).metric == "val/f1"
 
 
 def test_study_without_runs(study: Path) -> None:

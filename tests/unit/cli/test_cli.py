@@ -1,12 +1,18 @@
+import errno
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from fat_ray import cli
 from fat_ray.cli import app
-from fat_ray.errors import DivergedError, InputError
+from fat_ray.errors import DivergedError, InputError, RunFailedError
 from fat_ray.records.manifest import create_study
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.doctor import Check
@@ -80,7 +86,7 @@ def shows_one_message(result: Result) -> bool:
         ("name: Small\n", [], "name"),
         ("name: small\n", ["train.steps=many"], "train.steps"),
         ("name: small\n", ["trian.steps=4"], "did you mean train"),
-        ("name: small\n", ["train.steps"], "key=value"),
+        ("name: small\n", ["train.steps"], "field=value"),
         ("", [], "is empty"),
     ],
 )
@@ -132,7 +138,7 @@ def test_interrupt_ends_with_130(study_file: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_unexpected_error_becomes_one_line_and_a_log(study_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     result = raising(ZeroDivisionError("no\nway"), study_file, monkeypatch)
     assert result.exit_code == 1
     (log,) = tmp_path.glob("fat-ray-*.log")
@@ -141,8 +147,20 @@ def test_unexpected_error_becomes_one_line_and_a_log(study_file: Path, monkeypat
     assert "in load" in log.read_text()
 
 
-def test_debug_shows_the_traceback(study_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--debug"]])
+def test_no_secret_of_an_error_is_shown_or_logged(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str]
+) -> None:
     monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("MY_API_TOKEN", "planted-0123456789")
+    result = raising(ZeroDivisionError("by planted-0123456789"), study_file, monkeypatch, *options)
+    shown = result.output + "".join(log.read_text() for log in tmp_path.glob("fat-ray-*.log"))
+    assert "ZeroDivisionError: by [redacted]" in shown
+    assert "planted" not in shown
+
+
+def test_debug_shows_the_traceback(study_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     result = raising(ZeroDivisionError("no way"), study_file, monkeypatch, "--debug")
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
@@ -155,6 +173,39 @@ def test_log_of_a_study_lies_in_the_study(tmp_path: Path, monkeypatch: pytest.Mo
     log = cli._write_log()
     assert log is not None
     assert log.parent == tmp_path / "logs"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("command", ["schema", "status", "compare"])
+def test_a_full_stdout_is_no_defect(command: str, code: int, study: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    echo = typer.echo
+    monkeypatch.setattr(typer, "echo", lambda text, *, err=False: echo(text, err=True) if err else refuse())
+    monkeypatch.setattr("rich.console.Console.print", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    result = invoke(command, *([] if command == "schema" else [study]))
+    assert (result.exit_code, result.stderr) == (1, f"fat-ray: cannot write to stdout: {os.strerror(code)}\n")
+    assert list(tmp_path.glob("*.log")) == []
+
+
+@pytest.mark.timeout(30)  # starts a Python
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+def test_a_full_disk_behind_stdout_ends_with_1_and_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run([sys.executable, "-m", "fat_ray", "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "fat-ray: cannot write to stdout: No space left on device\n")
+
+
+def test_a_run_that_failed_names_its_logs(study_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RunFailedError("worker 1 was killed")
+
+    monkeypatch.setattr("fat_ray.study.single.run_once", fail)
+    result = invoke("run", study_file, "--out", tmp_path)
+    logs = tmp_path / "small-run-s0" / "logs"
+    assert (result.exit_code, result.stderr) == (1, f"fat-ray: worker 1 was killed; tracebacks lie in {logs}\n")
 
 
 def test_options_are_short_for_settings(study_file: Path) -> None:

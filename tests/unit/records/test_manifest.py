@@ -150,6 +150,9 @@ def test_a_study_that_holds_secrets_is_refused_without_repeating_them(tmp_path: 
         ({"schema_version": None}, "no schema version"),
         ({"name": "Not A Name"}, "not a valid manifest: name"),
         ({"created_at": "yesterday"}, "not a valid manifest: created_at"),
+        ({"spec": {}}, r"study\.json is not a valid manifest: spec lacks task\.name, .*objectives"),
+        ({"spec": as_json(SPEC) | {"budget": {"hours": 1}}}, r"study\.json is not a valid manifest: spec lacks budget\.trials$"),
+        ({"spec": as_json(SPEC) | {"budget": 3}}, r"spec lacks budget\.trials$"),
     ],
 )
 def test_a_foreign_or_newer_manifest_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:

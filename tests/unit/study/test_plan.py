@@ -3,7 +3,7 @@
 import pytest
 
 from fat_ray.errors import ResourceError
-from fat_ray.study.plan import num_trials, plan
+from fat_ray.study.plan import plan
 from tests.support.small_studies import small_study
 
 
@@ -45,9 +45,3 @@ def test_an_infeasible_study_is_refused_with_the_numbers(nodes: list[dict[str, f
     with pytest.raises(ResourceError) as caught:
         plan(small_study(train={"global_batch": 12, **train}), nodes)
     assert message in str(caught.value)
-
-
-def test_trials_are_counted_with_baselines() -> None:
-    assert num_trials(small_study()) == 5
-    assert num_trials(small_study(baselines=[])) == 3
-    assert num_trials(small_study(search={}, baselines=["none"])) == 2

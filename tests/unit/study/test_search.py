@@ -10,11 +10,10 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from fat_ray.events import Status
-from fat_ray.records.reader import run_end, run_start
+from fat_ray.records.reader import run_end, run_start, runs
 from fat_ray.spec.job import RunJob
-from fat_ray.spec.study import StudySpec
+from fat_ray.spec.study import StudySpec, as_json, num_trials
 from fat_ray.study.ledger import Close, Ledger, Trial
-from fat_ray.study.plan import num_trials
 from fat_ray.study.search import JOURNAL, StudySearch
 from tests.support.small_studies import small_study, write_run
 
@@ -28,7 +27,7 @@ class Driver:
 
     def __init__(self, spec: StudySpec, directory: Path, concurrency: int = 1) -> None:
         self.spec, self.directory = spec, directory
-        self.ledger = Ledger(num_trials(spec))
+        self.ledger = Ledger(num_trials(as_json(spec)))
         directory.mkdir(parents=True, exist_ok=True)
         self.search = StudySearch(spec, directory, self.ledger, concurrency=concurrency, executor="stock")
         self._count = 0
@@ -189,6 +188,11 @@ def test_a_trial_whose_process_told_a_failure_has_it_as_reason(tmp_path: Path) -
     driver.search.on_trial_complete(driver.id, {"failure": "worker 1: KeyError: 'x'"})
     assert (trial.status, trial.reason) == (Status.FAILED, "worker 1: KeyError: 'x'")
     assert driver.journal()[0].user_attrs["reason"] == "failed: worker 1: KeyError: 'x'"
+    end, start = run_end(tmp_path, "t0000-s0"), run_start(tmp_path, "t0000-s0")
+    assert end is not None
+    assert (end.status, end.reason, end.steps, end.mean_active_fraction) == (Status.FAILED, "worker 1: KeyError: 'x'", 0, 0.0)
+    assert (start.trial, start.params, start.groups) == (0, trial.params, [])
+    assert start.spec == trial.jobs[0].spec.model_dump(mode="json")
 
 
 def test_a_trial_that_died_without_a_word_fails_and_its_record_gets_an_end(tmp_path: Path) -> None:
@@ -227,8 +231,40 @@ def test_a_closed_study_starts_nothing_and_leaves_no_trial_running(tmp_path: Pat
     assert [told.state for told in driver.journal()] == [TrialState.FAIL]
     driver.search.on_trial_complete(driver.id, {})
     assert trial.status is Status.STOPPED
+    assert runs(tmp_path) == []
 
 
 def test_with_nothing_to_search_the_base_setting_is_run_once(tmp_path: Path) -> None:
     trials = Driver(small_study(search={}, baselines=["none"]), tmp_path).run_all()
     assert [(trial.name, trial.params) for trial in trials] == [("none", {}), ("t0000", {})]
+
+
+def statistics(noise: list[str], compare: list[str]) -> dict[str, Any]:
+    return {
+        "drift.noise": {"type": "categorical", "choices": noise},
+        "drift.compare": {"type": "categorical", "choices": compare},
+    }
+
+
+def test_a_suggestion_that_does_not_go_together_fails_in_optuna_and_the_search_goes_on(tmp_path: Path) -> None:
+    spec = small_study(search=statistics(["none", "swap"], ["previous", "average"]), budget={"trials": 12}, baselines=[])
+    driver = Driver(spec, tmp_path)
+    trials = driver.run_all()
+    journal = driver.journal()
+    invalid = [told.params == {"drift.noise": "swap", "drift.compare": "average"} for told in journal]
+    assert len(journal) == 12
+    assert 0 < sum(invalid) < 12
+    assert [told.state is TrialState.FAIL for told in journal] == invalid
+    assert all(("drift.noise = swap" in told.user_attrs.get("reason", "")) is bad for told, bad in zip(journal, invalid, strict=True))
+    assert [trial.number for trial in trials] == [told.number for told, bad in zip(journal, invalid, strict=True) if not bad]
+    assert driver.ledger.total == len(trials)
+    [note] = driver.ledger.notes
+    assert "drift.noise = swap, drift.compare = average" in note
+
+
+def test_a_space_without_any_valid_setting_ends_the_search_with_a_note(tmp_path: Path) -> None:
+    driver = Driver(small_study(search=statistics(["swap"], ["average"]), baselines=["none"]), tmp_path)
+    assert [trial.name for trial in driver.run_all()] == ["none"]
+    assert [told.state for told in driver.journal()] == [TrialState.FAIL] * 3
+    assert len(driver.ledger.notes) == 2
+    assert "all 3 suggested settings" in driver.ledger.notes[1]

@@ -7,13 +7,20 @@ from typing import Any
 
 import pytest
 
+from fat_ray.analysis.compare import compare
+from fat_ray.analysis.render import as_json
+from fat_ray.analysis.report import write_report
+from fat_ray.analysis.status import read_status
 from fat_ray.errors import DataError, InputError, OutputError, ResourceError, RunFailedError
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.manifest import read_manifest
+from fat_ray.records.reader import run_end, run_start
 from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.single import run_once
+from fat_ray.train.local import run_local
+from tests.support.small_studies import write_run
 
 SPEC = StudySpec.model_validate_json(
     '{"name": "small", "seeds": [0, 1], "wandb": {"mode": "disabled"}, "train": {"steps": 4},'
@@ -118,3 +125,36 @@ def test_mirror_is_finished_however_the_run_ends(tmp_path: Path, monkeypatch: py
     with pytest.raises(RunFailedError):
         run_once(SPEC, text="", directory=tmp_path / "one", seed=0, quiet=True)
     assert finished == ["run-s0"]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.cpu_limit(10)  # draws a report
+def test_a_run_that_breaks_at_set_up_is_recorded_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise ValueError("the weights are gone")
+
+    monkeypatch.setattr("fat_ray.train.local.run_local", run_local)
+    monkeypatch.setattr("fat_ray.train.worker.build_task", refuse)
+    with pytest.raises(RunFailedError, match="the weights are gone"):
+        run_once(SPEC, text="", directory=tmp_path / "one", seed=0, quiet=True)
+    end, start = run_end(tmp_path / "one", "run-s0"), run_start(tmp_path / "one", "run-s0")
+    assert end is not None
+    assert (end.status, end.reason, end.steps) == (Status.FAILED, "ValueError: the weights are gone", 0)
+    assert (start.groups, start.role, start.environment["world_size"], start.environment["device"]) == ([], "single", 1, "cpu")
+    [shown] = read_status(tmp_path / "one").runs
+    assert (shown.run, shown.state, shown.reason) == ("run-s0", "failed", "ValueError: the weights are gone")
+    assert '"ValueError: the weights are gone"' in as_json(compare([tmp_path / "one"]))
+    assert "the weights are gone" in write_report(tmp_path / "one").read_text()
+
+
+def test_a_failure_that_the_run_recorded_itself_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(job: RunJob, _: object) -> RunEnd:
+        write_run(job, Status.FAILED, reason="KeyError: 'x'")
+        raise RunFailedError("worker 0: KeyError: 'x'")
+
+    monkeypatch.setattr("fat_ray.train.local.run_local", fail)
+    with pytest.raises(RunFailedError):
+        run_once(SPEC, text="", directory=tmp_path / "one", seed=0, quiet=True)
+    end = run_end(tmp_path / "one", "run-s0")
+    assert end is not None
+    assert (end.reason, end.steps) == ("KeyError: 'x'", 8)

@@ -4,6 +4,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from fat_ray.errors import SpecError
+from fat_ray.spec.run import RunSpec
 from fat_ray.spec.study import Choice, FloatRange, IntRange
 from fat_ray.study.space import optuna_space, with_params
 from tests.support.small_studies import small_study
@@ -52,3 +53,11 @@ def test_params_that_do_not_go_together_are_refused() -> None:
     run = small_study(train={"workers": 2}).run
     with pytest.raises(SpecError, match="global_batch = 3 must be divisible by workers = 2"):
         with_params(run, {"train.global_batch": 3})
+
+
+def test_a_searched_preset_brings_its_fields_but_not_over_what_the_study_sets() -> None:
+    base = RunSpec.model_validate({"freeze": {"floor": 0.2}, "fisher": {"every": 3}})
+    released = with_params(base, {"preset": "released", "freeze.threshold": -0.7})
+    expected = {"preset": "released", "freeze": {"floor": 0.2, "threshold": -0.7}, "fisher": {"every": 3}}
+    assert released == RunSpec.model_validate(expected)
+    assert with_params(base, {"preset": "corrected"}) == base

@@ -1,9 +1,13 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fat_ray.errors import DataError
+from fat_ray.errors import DataError, RunFailedError
+from fat_ray.records.reader import run_end
 from fat_ray.train.failure import MAX_REASON, killed_by, one_line, root_cause, write_log
+from fat_ray.train.local import run_local
+from tests.support.jobs import tiny_job
 
 LOST_PEER = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:40000"
 
@@ -43,6 +47,30 @@ def test_the_cause_is_shown_and_not_its_victims() -> None:
 
 def test_a_victim_alone_says_that_another_worker_is_to_blame() -> None:
     assert root_cause({0: LOST_PEER}).startswith("worker 0 lost another worker of the run")
+
+
+def test_no_secret_is_shown_or_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_TOKEN", "planted-0123456789")
+    error = ValueError("x" * (MAX_REASON - 30) + " planted-0123456789 ftp://me:pass@host/")
+    assert "planted" not in one_line(error)
+    logged = write_log(tmp_path, "run-s0", str(error)).read_text()
+    assert "planted" not in logged
+    assert "ftp://[redacted]@host/" in logged
+
+
+@pytest.mark.timeout(30)  # trains
+@pytest.mark.parametrize("settings", [{"fail": "env:MY_API_TOKEN"}, {"trouble": {"1": "env:MY_API_TOKEN"}}])
+def test_a_run_that_fails_with_a_secret_leaves_it_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
+    monkeypatch.setenv("MY_API_TOKEN", "planted-0123456789")
+    job = tiny_job(tmp_path, workers=1, **settings)
+    with pytest.raises(RunFailedError, match=r"ValueError: \[redacted\] was refused") as failed:
+        run_local(job)
+    assert "planted" not in str(failed.value)
+    end = run_end(tmp_path, job.run)  # compressed in its file
+    assert end is None or end.reason == "ValueError: [redacted] was refused"
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert b"[redacted] was refused" in written[tmp_path / "logs" / "run-s0.log"]
+    assert not [path for path, content in written.items() if b"planted" in content]
 
 
 def test_a_log_grows(tmp_path: Path) -> None:
