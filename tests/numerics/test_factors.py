@@ -350,3 +350,11 @@ def test_subclasses_count_unless_they_compute_something_else() -> None:
 
     model = nn.Sequential(Renamed(3, 3), Doubled(3, 3))
     assert set(covered_layers(model, build_groups(model, WHOLE), ExactFormulas())) == {"0"}
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d depthwise", "conv2d reflect", "transposed 2d", "batch norm 2d"])
+def test_factors_do_not_depend_on_the_layout_in_memory(name: str) -> None:
+    model, x, y = prepared(name)
+    (plain_state,) = collect(model, weighted, x, y)
+    (last,) = collect(model, weighted, x.to(memory_format=torch.channels_last), y.to(memory_format=torch.channels_last))
+    assert_same(last, plain_state)
