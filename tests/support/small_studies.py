@@ -1,11 +1,11 @@
 """Small studies, and records of runs that were never trained."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
-from fat_ray.events import Eval, Freeze, GroupInfo, RunEnd, RunStart, Status, Step
+from fat_ray.events import Eval, Freeze, GroupInfo, RunEnd, Status, Step
 from fat_ray.records.parquet import ParquetSink
+from fat_ray.records.start import start_of
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec
 
@@ -36,7 +36,7 @@ def write_run(
 ) -> None:
     """Writes the records that a run would have left; with status None it was killed before it could write its end."""
     sink = ParquetSink(job.directory, job.run)
-    sink.emit(_start(job))
+    sink.emit(start_of(job, [GroupInfo("all", "layer", "Linear", ELEMENTS)], world_size=1, device="cpu"))
     active = ELEMENTS
     for step in range(steps):
         sink.emit(Step(step=step, loss=0.5, lr=0.1, grad_norm=1.0, active_elements=active, samples=8, flops=10.0, step_s=0.25))
@@ -48,22 +48,6 @@ def write_run(
     if status is not None:
         sink.emit(_end(status, reason, {f"val/{name}": value for name, value in metrics.items()}, mean_active, steps))
     sink.close()
-
-
-def _start(job: RunJob) -> RunStart:
-    return RunStart(
-        run=job.run,
-        study=job.study,
-        trial=job.trial,
-        seed=job.seed,
-        role=job.role,
-        label=job.label,
-        params=job.params,
-        spec=job.spec.model_dump(mode="json"),
-        environment={},
-        groups=[GroupInfo("all", "layer", "Linear", ELEMENTS)],
-        started_at=datetime.now(UTC),
-    )
 
 
 def _freeze(step: int, event: int, frozen: int, remaining: int) -> Freeze:
