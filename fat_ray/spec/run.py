@@ -52,7 +52,7 @@ class TrainSpec(Strict):
     gpus_per_worker: NonNegative = 0.0
     """0: train on CPU."""
     backend: Literal["auto", "gloo", "nccl"] = "auto"
-    """auto: nccl with GPUs, else gloo."""
+    """auto: nccl where each worker has a GPU of its own (gpus_per_worker >= 1), else gloo."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -111,7 +111,7 @@ class BudgetSpec(Strict):
     concurrency: Count | None = None
     """Trials that run at the same time; null: as many as the cluster holds."""
     placement_timeout_s: Positive = 120.0
-    """A trial whose workers cannot be placed within this time fails with the reason."""
+    """Stock executor only: a trial whose workers cannot be placed within this time fails with the reason. Warm trials wait in Tune."""
 
 
 class WandbSpec(Strict):
