@@ -11,7 +11,6 @@ from fat_ray.engine.step import StopRequest, Trainer
 from fat_ray.errors import DivergedError
 from fat_ray.events import Drift, Eval, Freeze, RunEnd, Status, Step
 from fat_ray.fisher.reduce import world
-from fat_ray.freeze.policies import build_policy
 from fat_ray.records.redact import scrub
 from fat_ray.records.sink import Sink
 from fat_ray.records.start import start_of
@@ -65,7 +64,7 @@ class RunLoop:
         steps, every = self._job.spec.train.steps, self._job.spec.train.evaluate_every
         try:
             for step in range(steps):
-                stop = trainer.step(step)
+                stop = trainer.step()
                 if stop is not None:
                     return self._end(ledger, stop, f"stopped on request after {step} of {steps} steps")
                 done = step + 1
@@ -83,14 +82,11 @@ class RunLoop:
             self._end(self._ledger, Status.FAILED, reason)
 
     def _set_up(self, stop_request: StopRequest) -> Trainer:
-        spec, seed = self._job.spec, self._job.seed
-        bury_dead = spec.fisher.uncovered == "zero"
-        policy = build_policy(spec.freeze, seed=seed, follow=self._job.follow, bury_dead=bury_dead)
-        return Trainer(spec, self._task, policy, seed=seed, device=self._device, stop_request=stop_request, emit=self._record)
+        return Trainer(self._job, self._task, device=self._device, stop_request=stop_request, emit=self._record)
 
     def _start(self, trainer: Trainer) -> Ledger:
         world_size = world()[1]
-        groups = [group.info() for group in trainer.groups]
+        groups = [group.info() for group in trainer.freezer.groups]
         start = start_of(self._job, groups, world_size=world_size, device=str(self._device))
         self._ledger = Ledger(start.total_elements, world_size, self._task.metrics)
         self._sink.emit(start)

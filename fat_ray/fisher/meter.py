@@ -14,7 +14,7 @@ from fat_ray.fisher.drift import automatic_bins
 from fat_ray.fisher.factors import ExactFormulas, Formulas
 from fat_ray.fisher.groups import Group
 from fat_ray.fisher.products import Products
-from fat_ray.fisher.reduce import all_sum, reduce_sums, world
+from fat_ray.fisher.reduce import Ranks, all_sum, reduce_sums, world
 from fat_ray.fisher.released import ReleasedFormulas
 from fat_ray.fisher.state import SQUARES, MeanState, PartKey, RunningAverage, State, at_scale_of, group_vectors, is_known
 from fat_ray.fisher.values import Values
@@ -68,10 +68,11 @@ class DriftMeter:
         groups: All groups, in order.
         fisher: Estimation.
         drift: Comparison.
+        ranks: Who shares the work; None: all ranks.
     """
 
-    def __init__(self, model: nn.Module, groups: list[Group], fisher: FisherSpec, drift: DriftSpec) -> None:
-        self._groups, self._fisher, self._drift = groups, fisher, drift
+    def __init__(self, model: nn.Module, groups: list[Group], fisher: FisherSpec, drift: DriftSpec, ranks: Ranks = None) -> None:
+        self._groups, self._fisher, self._drift, self._ranks = groups, fisher, drift, ranks
         self._formulas = build_formulas(fisher)
         covered = covered_layers(model, groups, self._formulas) if fisher.estimator == "kronecker" else {}
         self._modules = covered
@@ -81,7 +82,7 @@ class DriftMeter:
         self._elementwise: dict[int, Floats32] = {}
         self._updates = 0
         self._sizes = [group.elements for group in groups]
-        self._owners = _owners(self._sizes, world()[1])  # of the element-wise averages, which stay where they are
+        self._owners = _owners(self._sizes, world(ranks)[1])  # of the element-wise averages, which stay where they are
         # scratch memory: entries of the longer vectors, and values that are no products, of the groups compared at a time
         self._vector_budget = max(5 << 9, sum(self._sizes) >> 11)
         self._value_budget = max(1 << 15, sum(self._sizes) >> 6)
@@ -119,12 +120,12 @@ class DriftMeter:
         kept = [{key: value for key, value in state.items() if key in self._waiting} for state in self._previous or [{} for _ in states]]
         self._previous = [{**old, **new} for old, new in zip(kept, states, strict=True)]
         self._updates += 1
-        shared = all_sum(torch.from_numpy(found).to(device)).cpu().numpy()
+        shared = all_sum(torch.from_numpy(found).to(device), self._ranks).cpu().numpy()
         return Measurement(shared[0], shared[1], measured)
 
     def _advance(self, sums: Sums, squared_gradient: Gradients, active: Bools, device: torch.device) -> list[State]:
         """The states after this collection: one per half with noise correction, else one."""
-        totals = reduce_sums(sums, device)
+        totals = reduce_sums(sums, device, self._ranks)
         halves = (0, 1) if self.halves else (1,)
         states: list[dict[PartKey, Floats]] = []
         for half in halves:
@@ -164,7 +165,9 @@ class DriftMeter:
         found = np.zeros((2, len(self._groups)))
         previous = self._previous or [{} for _ in states]
         measured = np.array([on and self._known(index, [*states, *previous]) for index, on in enumerate(active)])
-        mine = self._mine(measured, _owners([size if on else 0 for size, on in zip(self._sizes, measured, strict=True)], world()[1]))
+        mine = self._mine(
+            measured, _owners([size if on else 0 for size, on in zip(self._sizes, measured, strict=True)], world(self._ranks)[1])
+        )
         pairs = [(previous[0], states[0])]
         if self.halves:
             (before_a, before_b), (now_a, now_b) = previous, states
@@ -236,7 +239,7 @@ class DriftMeter:
             average += values
 
     def _mine(self, wanted: Bools, owners: list[int]) -> list[int]:
-        rank = world()[0]
+        rank = world(self._ranks)[0]
         return [int(index) for index in np.flatnonzero(wanted) if owners[index] == rank]
 
 

@@ -1,129 +1,192 @@
-"""Carries decisions out: what is frozen does not move, to the bit, whatever the optimizer does.
+"""Fisher-guided freezing in any training loop: arm before the forward, `after_backward()` before clipping and the optimizer's step.
 
-A tensor whose entries are all frozen leaves autograd and the optimizer: its gradient is neither computed nor communicated nor stored.
-A tensor that is frozen in part keeps its gradient; the frozen blocks of the gradient are cleared before clipping, so that only active
-entries count, and the frozen blocks of the parameter are put back after the optimizer's step.
+freezer = Freezer(model, optimizer, {"fisher": {"every": 10}, "freeze": {"every": 50}})
+for x, y in batches:
+optimizer.zero_grad()
+freezer.arm(len(x))
+loss(model(x), y).backward()
+freezer.after_backward()
+optimizer.step()
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from fat_ray.fisher.groups import Block, Group
+from fat_ray import rules
+from fat_ray.errors import DivergedError
+from fat_ray.events import Drift, Freeze
+from fat_ray.fisher.collector import Collector, Share
+from fat_ray.fisher.groups import build_groups
+from fat_ray.fisher.meter import DriftMeter, build_formulas
+from fat_ray.fisher.reduce import Ranks, check_agreement, check_layout, world
+from fat_ray.freeze.entries import ActiveEntries
+from fat_ray.freeze.policies import build_policy
+from fat_ray.freeze.policy import Decision, Observation, Policy
+from fat_ray.spec.run import MethodSpec
 
-Bools = NDArray[np.bool_]
+Emit = Callable[[Drift | Freeze], None]
 
 
 class Freezer:
-    """The frozen part of a model.
+    """Statistics, decisions and their effect for one model and its optimizer.
 
     Args:
-        model: The network, not its DDP wrapper.
+        model: The network on its device, not its DDP wrapper.
         optimizer: Holds the trainable parameters of `model`.
-        groups: A partition of the trainable parameters, see `fisher.groups.build_groups`.
+        spec: How drift is measured and who decides, as a specification or the mapping that a study file would hold.
+        process_group: The ranks that train the model together; None: all ranks.
+        policy: Who decides instead of the policy that `spec` names.
+        seed: Of policies that choose at random.
+        follow: For random_matched, the recorded schedule: (step, active elements after the event).
+        emit: Receives what was measured and decided.
+
+    Attributes:
+        groups: All groups, in network order.
+        entries: Which entries may move.
+        policy: Who decides.
+        step: Steps done, that is calls of `after_backward`.
+        num_updates: Drift updates done.
+        num_events: Decisions taken.
 
     Raises:
-        ValueError: The groups are not a partition of the trainable parameters.
+        pydantic.ValidationError: `spec` is a mapping with faults; all are listed.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, groups: list[Group]) -> None:
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._optimizer = optimizer
-        self._groups = groups
-        self._partial: dict[str, list[tuple[slice, ...]]] = {}
-        self.elements = np.array([group.elements for group in groups], np.int64)
-        self.active: Bools = np.ones(len(groups), np.bool_)
-        _check_partition(self._parameters, groups)
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        spec: MethodSpec | Mapping[str, Any],
+        process_group: Ranks = None,
+        *,
+        policy: Policy | None = None,
+        seed: int = 0,
+        follow: Sequence[tuple[int, int]] | None = None,
+        emit: Emit | None = None,
+    ) -> None:
+        self.spec = spec = spec if isinstance(spec, MethodSpec) else MethodSpec.model_validate(spec)
+        self._model, self._ranks = model, process_group
+        self._emit = emit or _ignore
+        self._device = next(model.parameters()).device
+        self.groups = build_groups(model, spec.fisher.groups)
+        self.policy = policy or build_policy(spec.freeze, seed=seed, follow=follow, bury_dead=spec.fisher.uncovered == "zero")
+        self.entries = ActiveEntries(model, optimizer, self.groups)
+        self.meter = DriftMeter(model, self.groups, spec.fisher, spec.drift, process_group)
+        self.collector = Collector(model, self.groups, build_formulas(spec.fisher), halves=self.meter.halves)
+        self.history = rules.DriftHistory.empty(len(self.groups))
+        self.step = self.num_updates = self.num_events = 0
+        self._layout_agreed = False
 
-    @property
-    def active_elements(self) -> int:
-        """Number of entries that may still move."""
-        return int(self.elements[self.active].sum())
-
-    def active_layers(self) -> set[str]:
-        """Paths of the modules that own an active group."""
-        return {group.layer for group, on in zip(self._groups, self.active, strict=True) if on}
-
-    def freeze(self, chosen: Bools) -> bool:
-        """Freezes groups for good.
+    def arm(self, examples: int | Share) -> None:
+        """Call before each forward; on steps that need no statistics it does nothing.
 
         Args:
-            chosen: Per group, whether to freeze it; all must be active.
+            examples: Examples of the coming micro-batch on this rank; a `Share` where a step has several micro-batches, ranks hold
+                different numbers of examples, or the loss is scaled.
+        """
+        if self._collects():
+            share = examples if isinstance(examples, Share) else Share(examples, *world(self._ranks))
+            self.collector.arm(self.entries.active_layers(), share)
+
+    def after_backward(self) -> bool:
+        """Call once per step, when all gradients are there, before clipping and the optimizer's step.
 
         Returns:
-            Whether a tensor left autograd, in which case a DDP wrapper must be made anew.
+            Whether tensors left or entered autograd: a DDP wrapper must then be dropped and made anew, with `init_sync=False`.
 
         Raises:
-            ValueError: A chosen group is frozen already.
+            DivergedError: A statistic is not finite on some rank.
+            RankDisagreementError: Ranks have measured or decided differently.
         """
-        if (chosen & ~self.active).any():
-            raise ValueError(f"groups {np.flatnonzero(chosen & ~self.active).tolist()} are frozen already; the active set only shrinks")
-        self.active = self.active & ~chosen
-        touched = dict.fromkeys(member.parameter for index in np.flatnonzero(chosen) for member in self._groups[index].members)
-        dropped = [name for name in touched if self._refresh(name)]
-        self._forget(self._parameters[name] for name in dropped)
-        return bool(dropped)
+        if self._collects():
+            self._measure()
+        changed = self.policy.is_due(self.step) and self._decide()
+        self.entries.mask_gradients()
+        self.step += 1
+        return changed
 
-    def _refresh(self, name: str) -> bool:
-        """Notes the frozen blocks of a tensor; True when all of it is frozen."""
-        states = zip(self._groups, self.active, strict=True)
-        blocks = [(member, on) for group, on in states for member in group.members if member.parameter == name]
-        parameter = self._parameters[name]
-        if not any(on for _, on in blocks):
-            self._partial.pop(name, None)
-            parameter.requires_grad_(False)  # noqa: FBT003  torch takes it by position
-            parameter.grad = None
-            return True
-        self._partial[name] = [member.index for member, on in blocks if not on]
-        return False
+    def _collects(self) -> bool:
+        return self.policy.needs_drift and self.step % self.spec.fisher.every == 0
 
-    def _forget(self, parameters: Iterable[Tensor]) -> None:
-        """Takes tensors and their state out of the optimizer."""
-        gone = {id(parameter) for parameter in parameters}
-        for group in self._optimizer.param_groups:
-            kept = []
-            for parameter in group["params"]:
-                if id(parameter) in gone:
-                    self._optimizer.state.pop(parameter, None)
-                else:
-                    kept.append(parameter)
-            group["params"] = kept
+    def _measure(self) -> None:
+        """Sums to distances to smoothed drift."""
+        drift, before, active = self.spec.drift, self.history.count, self.entries.active
+        sums = self.collector.take()
+        if not self._layout_agreed:
+            check_layout(sums, self.step, self._device, self._ranks)
+            self._layout_agreed = True
+        found = self.meter.update(sums, self._squared_gradient, active, self._device)
+        if not found.finite:
+            raise DivergedError(f"the Fisher statistics became NaN or infinite at step {self.step}")
+        if self.num_updates == 0 and drift.start == "zero":
+            self.history = rules.begin(self.history, active & ~self.meter.dead)
+        self.history = rules.observe(self.history, found.distance, found.measured, drift.smoothing, corrected=drift.start == "corrected")
+        seen = self.history.count > before
+        self._emit(
+            Drift(
+                step=self.step,
+                update=self.num_updates,
+                distance=_optional(found.distance, found.measured),
+                noise=_optional(found.noise, found.measured),
+                smoothed=_optional(self.history.smoothed, seen),
+                score=_optional(rules.score(self.history, drift.score), seen),
+                active=active.tolist(),
+            )
+        )
+        self.num_updates += 1
 
-    def mask_gradients(self) -> None:
-        """Clears the gradients of frozen blocks; call after backward and before clipping."""
-        for name, frozen in self._partial.items():
-            gradient = self._parameters[name].grad
-            if gradient is not None:
-                for block in frozen:
-                    gradient[block] = 0
+    def _squared_gradient(self, name: str) -> rules.Floats:
+        gradient = self._model.get_parameter(name).grad
+        assert gradient is not None, f"{name} is active and has no gradient"
+        squares: rules.Floats = gradient.double().square().cpu().numpy()
+        return squares
 
-    @contextmanager
-    def protect(self) -> Iterator[None]:
-        """Wraps the optimizer's step: frozen blocks are the same before and after, to the bit."""
-        with torch.no_grad():
-            partial = [(self._parameters[name], block) for name, frozen in self._partial.items() for block in frozen]
-            kept = [(parameter, block, parameter[block].clone()) for parameter, block in partial]
-        yield
-        with torch.no_grad():
-            for parameter, block, values in kept:
-                parameter[block] = values
+    def _decide(self) -> bool:
+        """Scores to a decision that all ranks share, to frozen groups; whether tensors left autograd."""
+        started = time.perf_counter()
+        observation = self._observe()
+        decision = self.policy.decide(observation)
+        payload = observation.scores.tobytes() + decision.freeze.tobytes()
+        check_agreement(f"freeze decision at step {self.step}", payload, self._device, self._ranks)
+        self._layout_agreed = False
+        changed = self.entries.freeze(decision.freeze)
+        self._emit(self._event(decision, time.perf_counter() - started))
+        self.num_events += 1
+        return changed
+
+    def _observe(self) -> Observation:
+        return Observation(
+            step=self.step,
+            event=self.num_events,
+            scores=rules.score(self.history, self.spec.drift.score),
+            errors=rules.standard_error(self.history),
+            dead=self.meter.dead,
+            active=self.entries.active.copy(),
+            elements=self.entries.elements,
+        )
+
+    def _event(self, decision: Decision, decide_s: float) -> Freeze:
+        return Freeze(
+            step=self.step,
+            event=self.num_events,
+            frozen=np.flatnonzero(decision.freeze).tolist(),
+            frozen_elements=int(self.entries.elements[decision.freeze].sum()),
+            active_elements=self.entries.active_elements,
+            active_groups=int(self.entries.active.sum()),
+            threshold=decision.threshold,
+            limited_by=decision.limited_by,
+            decide_s=decide_s,
+        )
 
 
-def _check_partition(parameters: dict[str, nn.Parameter], groups: list[Group]) -> None:
-    covered: dict[str, list[Block]] = {name: [] for name in parameters}
-    for group in groups:
-        for member in group.members:
-            if member.parameter not in covered:
-                raise ValueError(f"group {group.name} holds {member.parameter}, which is not a trainable parameter of the model")
-            covered[member.parameter].append(member)
-    for name, blocks in covered.items():
-        runs = sorted((block.start, block.stop) for block in blocks)
-        dims = {block.dim for block in blocks}
-        extent = parameters[name].shape[dims.pop()] if len(dims) == 1 and parameters[name].ndim else 1
-        edges = [edge for run in runs for edge in run]
-        if dims or edges[:1] != [0] or edges[-1:] != [extent] or edges[1:-1:2] != edges[2:-1:2]:
-            raise ValueError(f"the groups do not cover the {extent} rows or columns of {name} exactly once: {runs}")
+def _ignore(_: Drift | Freeze) -> None:
+    """For those who want no events."""
+
+
+def _optional(values: rules.Floats, known: rules.Bools) -> list[float | None]:
+    return [float(value) if is_known else None for value, is_known in zip(values, known, strict=True)]

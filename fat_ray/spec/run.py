@@ -162,13 +162,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 """What a preset sets; every other field keeps its default. The defaults themselves are `corrected`."""
 
 
-class RunSpec(Strict):
-    """Everything that decides what a run computes, but its seed."""
+class MethodSpec(Strict):
+    """What is measured, and when groups freeze: all that `freeze.freezer.Freezer` has to know."""
 
     preset: Literal["corrected", "paper", "released"] = "corrected"
     """Values for fisher, drift and freeze: this project's method, the paper's, or the released code's. A field given beside it wins."""
-    task: TaskSpec = CrackSegmentationSpec()
-    train: TrainSpec = TrainSpec()
     fisher: FisherSpec = FisherSpec()
     drift: DriftSpec = DriftSpec()
     freeze: FreezeSpec = FreezeSpec()
@@ -188,10 +186,21 @@ class RunSpec(Strict):
             raise ValueError("drift.noise = swap compares two collections; it needs drift.compare = previous, or give drift.noise = none")
         if self.drift.noise == "swap" and self.fisher.formulas == "released":
             raise ValueError("drift.noise = swap needs fisher.formulas = exact, or give drift.noise = none")
-        if self.drift.noise == "swap" and self.train.global_batch < 2:
-            raise ValueError("drift.noise = swap halves each batch; it needs train.global_batch >= 2, not 1, or give drift.noise = none")
         if self.drift.centre == "median" and self.drift.distance == "raw":
             raise ValueError("drift.centre = median centres logarithms; drift.distance = raw needs drift.centre = none")
+        return self
+
+
+class RunSpec(MethodSpec):
+    """Everything that decides what a run computes, but its seed."""
+
+    task: TaskSpec = CrackSegmentationSpec()
+    train: TrainSpec = TrainSpec()
+
+    @model_validator(mode="after")
+    def _check_halves(self) -> Self:
+        if self.drift.noise == "swap" and self.train.global_batch < 2:
+            raise ValueError("drift.noise = swap halves each batch; it needs train.global_batch >= 2, not 1, or give drift.noise = none")
         return self
 
 

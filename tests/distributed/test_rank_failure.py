@@ -34,21 +34,20 @@ def skips_a_layer(rank: int, from_step: int, layer: str) -> tuple[int, str]:
     """Trains until somebody complains; the step, and the complaint."""
     job = tiny_job(Path("unused"), workers=world()[1], dropout=0.0)
     policy = FisherDrift(FreezeSpec(every=3, warmup_steps=3, threshold=0.0, cap=0.5))
-    trainer = Trainer(job.spec, task_of(job), policy, seed=0, device=CPU, stop_request=lambda: None, emit=lambda event: None)
-    take = trainer.collector.take
-    step = 0
+    trainer = Trainer(job, task_of(job), policy=policy, device=CPU, stop_request=lambda: None, emit=lambda event: None)
+    take = trainer.freezer.collector.take
 
     def take_less() -> Sums:
-        skips = world()[0] == rank and step >= from_step
+        skips = world()[0] == rank and trainer.freezer.step >= from_step
         return {key: value for key, value in take().items() if not (skips and key[0] == layer)}
 
-    trainer.collector.take = take_less  # type: ignore[method-assign]
+    trainer.freezer.collector.take = take_less  # type: ignore[method-assign]
     try:
-        for step in range(6):
-            trainer.step(step)
+        for _ in range(6):
+            trainer.step()
     except RankDisagreementError as error:
-        return step, str(error)
-    return step, "nobody noticed"
+        return trainer.freezer.step, str(error)
+    return trainer.freezer.step, "nobody noticed"
 
 
 @pytest.mark.parametrize(("from_step", "noticed"), [(0, 0), (4, 4)])

@@ -83,9 +83,9 @@ def test_two_ranks_agree_to_the_bit_and_follow_one_process() -> None:
 def train_and_freeze() -> list[torch.Tensor]:
     job = tiny_job(Path("unused"), workers=world()[1], dropout=0.0)
     policy = FisherDrift(FreezeSpec(every=2, warmup_steps=2, threshold=1.0, cap=0.9))
-    trainer = Trainer(job.spec, task_of(job), policy, seed=0, device=CPU, stop_request=lambda: None, emit=lambda event: None)
-    for step in range(8):
-        trainer.step(step)
+    trainer = Trainer(job, task_of(job), policy=policy, device=CPU, stop_request=lambda: None, emit=lambda event: None)
+    for _ in range(8):
+        trainer.step()
     return [parameter.detach() for parameter in trainer.model.parameters()]
 
 

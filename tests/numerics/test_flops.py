@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fat_ray.engine.flops import FlopMeter
 from fat_ray.fisher.groups import build_groups
-from fat_ray.freeze.freezer import Freezer
+from fat_ray.freeze.entries import ActiveEntries
 from fat_ray.spec.run import GroupSpec
 
 
@@ -27,8 +27,8 @@ def network() -> nn.Module:
 def test_counts_what_torch_executes(frozen_layers: set[str]) -> None:
     model = network()
     groups = build_groups(model, GroupSpec(blocks=1, min_block=1))
-    freezer = Freezer(model, torch.optim.SGD(model.parameters(), lr=0.1), groups)
-    freezer.freeze(np.array([group.layer in frozen_layers for group in groups]))
+    entries = ActiveEntries(model, torch.optim.SGD(model.parameters(), lr=0.1), groups)
+    entries.freeze(np.array([group.layer in frozen_layers for group in groups]))
     meter = FlopMeter(model)
     meter.arm()
     with FlopCounterMode(display=False) as counter:

@@ -141,17 +141,17 @@ def test_an_error_is_recorded_and_raised() -> None:
 def test_what_froze_in_a_run_never_moves_again() -> None:
     job = tiny_job(Path("unused"), workers=1, batch_norm=True)
     policy = FisherDrift(FreezeSpec(every=2, warmup_steps=2, threshold=0.5, cap=0.5))
-    trainer = Trainer(job.spec, task_of(job), policy, seed=0, device=CPU, stop_request=lambda: None, emit=lambda event: None)
+    trainer = Trainer(job, task_of(job), policy=policy, device=CPU, stop_request=lambda: None, emit=lambda event: None)
     frozen_as: dict[int, list[torch.Tensor]] = {}
-    for step in range(12):
-        before = {index: values_of(trainer, index) for index in range(len(trainer.groups))}
-        trainer.step(step)
-        for index in np.flatnonzero(~trainer.freezer.active):
+    for _ in range(12):
+        before = {index: values_of(trainer, index) for index in range(len(trainer.freezer.groups))}
+        trainer.step()
+        for index in np.flatnonzero(~trainer.freezer.entries.active):
             kept = frozen_as.setdefault(int(index), before[int(index)])  # frozen before this step's update
             assert all(torch.equal(now, then) for now, then in zip(values_of(trainer, int(index)), kept, strict=True))
-    assert 0 < len(frozen_as) < len(trainer.groups)
+    assert 0 < len(frozen_as) < len(trainer.freezer.groups)
     assert any(not parameter.requires_grad for parameter in trainer.model.parameters())
 
 
 def values_of(trainer: Trainer, index: int) -> list[torch.Tensor]:
-    return [trainer.model.get_parameter(m.parameter).detach()[m.index].clone() for m in trainer.groups[index].members]
+    return [trainer.model.get_parameter(m.parameter).detach()[m.index].clone() for m in trainer.freezer.groups[index].members]

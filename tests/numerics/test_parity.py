@@ -16,8 +16,9 @@ from fat_ray.fisher.drift import js_distance
 from fat_ray.fisher.groups import Group, build_groups
 from fat_ray.fisher.released import ReleasedFormulas
 from fat_ray.fisher.state import RunningAverage, group_values
-from fat_ray.freeze.policies import FisherDrift, build_policy
+from fat_ray.freeze.policies import FisherDrift
 from fat_ray.freeze.policy import Observation
+from fat_ray.spec.job import RunJob
 from fat_ray.spec.run import RunSpec
 from fat_ray.tasks.base import Batch
 from tests.support.factors import states
@@ -115,9 +116,8 @@ class RecordedOrder:
 
 
 def trainer_of(run: Recorded, events: list[Any]) -> Trainer:
-    spec = spec_of(run)
-    policy = build_policy(spec.freeze, seed=0, follow=None, bury_dead=True)
-    trainer = Trainer(spec, Replay(run), policy, seed=0, device=CPU, stop_request=lambda: None, emit=events.append)  # type: ignore[arg-type]
+    job = RunJob(study="parity", run="run-s0", trial=None, seed=0, role="single", spec=spec_of(run), directory="unused")
+    trainer = Trainer(job, Replay(run), device=CPU, stop_request=lambda: None, emit=events.append)  # type: ignore[arg-type]
     trainer.order = RecordedOrder(run)  # type: ignore[assignment]
     return trainer
 
@@ -194,9 +194,9 @@ def test_whole_run(name: str) -> None:
     events: list[Any] = []
     trainer = trainer_of(run, events)
     torch.set_num_threads(1)
-    names = recorded_name(run, trainer.groups)
-    for step in range(run.facts["steps"]):
-        assert trainer.step(step) is None
+    names = recorded_name(run, trainer.freezer.groups)
+    for _ in range(run.facts["steps"]):
+        assert trainer.step() is None
     freezes = [event for event in events if isinstance(event, Freeze)]
     assert {names[group] for group in freezes[0].frozen} == set(run.facts["zero_fisher_frozen"])
     frozen = {group for freeze in freezes[:2] for group in freeze.frozen}

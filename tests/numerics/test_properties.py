@@ -15,7 +15,7 @@ from fat_ray.fisher.drift import MAX_DISTANCE
 from fat_ray.fisher.groups import build_groups
 from fat_ray.fisher.meter import DriftMeter, build_formulas
 from fat_ray.fisher.state import RunningAverage
-from fat_ray.freeze.freezer import Freezer
+from fat_ray.freeze.entries import ActiveEntries
 from fat_ray.freeze.policies import FisherDrift, RandomMatched
 from fat_ray.freeze.policy import Observation, Policy
 from fat_ray.spec.run import DriftSpec, FisherSpec, FreezeSpec, GroupSpec, RunSpec
@@ -222,17 +222,17 @@ def test_the_active_set_only_shrinks(seed: int, policy: Policy) -> None:
     rng = np.random.default_rng(seed)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.LayerNorm(6))
     groups = build_groups(model, GroupSpec(blocks=4, min_block=1))
-    freezer = Freezer(model, torch.optim.SGD(model.parameters(), lr=0.1), groups)
+    entries = ActiveEntries(model, torch.optim.SGD(model.parameters(), lr=0.1), groups)
     dead = rng.random(len(groups)) < 0.2
     for event in range(NUM_EVENTS):
-        before = freezer.active.copy()
+        before = entries.active.copy()
         scores = np.where(rng.random(len(groups)) < 0.2, np.nan, rng.normal(size=len(groups)))
-        observation = Observation(event, event, scores, rng.random(len(groups)), dead, before.copy(), freezer.elements)
+        observation = Observation(event, event, scores, rng.random(len(groups)), dead, before.copy(), entries.elements)
         decision = policy.decide(observation)
         assert not (decision.freeze & ~before).any()
-        freezer.freeze(decision.freeze)
-        assert (freezer.active == (before & ~decision.freeze)).all()
-    for group, on in zip(groups, freezer.active, strict=True):
+        entries.freeze(decision.freeze)
+        assert (entries.active == (before & ~decision.freeze)).all()
+    for group, on in zip(groups, entries.active, strict=True):
         for member in group.members:
             assert model.get_parameter(member.parameter).requires_grad or not on
 
