@@ -1,12 +1,15 @@
 """Study files: strict YAML to a `StudySpec`, with every problem of the file reported at once."""
 
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from fat_ray.errors import Problem, SpecError
 from fat_ray.spec.check import cross_problems
@@ -41,19 +44,36 @@ def load_study(path: str | FilePath, overrides: Sequence[str] = ()) -> LoadedStu
     Raises:
         SpecError: With all problems of the file and of the overrides at once, in the order of their lines.
     """
-    text = _read(path)
+    return _load(str(path), _read(path), overrides)
+
+
+def study_of(fields: Mapping[str, Any]) -> LoadedStudy:
+    """A study from the mappings, lists and plain values that its file would hold.
+
+    Raises:
+        SpecError: With all problems at once.
+    """
+    stream = io.StringIO()
+    try:
+        YAML(typ="safe", pure=True).dump(dict(fields), stream)
+    except YAMLError as error:
+        raise SpecError("Study(...)", [Problem("", None, f"holds a value that is no plain one: {error}")]) from error
+    return _load("Study(...)", stream.getvalue(), ())
+
+
+def _load(name: str, text: str, overrides: Sequence[str]) -> LoadedStudy:
     document = parse(text)
     if not document.problems and not isinstance(document.data, dict):
         what = "is empty" if document.data is None else "holds no keys"
         document.problems.append(Problem("", None, f"{what}; a study file starts with name: my-study"))
     if not isinstance(document.data, dict):
-        raise SpecError(str(path), document.problems)
+        raise SpecError(name, document.problems)
     given = {key for override in overrides if (key := _override(document, override)) is not None}
     spec, problems = _validate(document)
     problems = [_mark(problem, given) for problem in problems]
     if spec is None or problems or document.problems:
         found = document.problems + problems
-        raise SpecError(str(path), sorted(found, key=lambda problem: (problem.line is None, problem.line or 0)))
+        raise SpecError(name, sorted(found, key=lambda problem: (problem.line is None, problem.line or 0)))
     return LoadedStudy(spec, text)
 
 

@@ -42,7 +42,8 @@ def test_package_files_are_empty() -> None:
     packages = [path for path in MODULES if path.name == "__init__.py" and path.parent != ROOT / "fat_ray"]
     assert [str(path) for path in packages if path.read_text().strip()] == []
     body = ast.parse((ROOT / "fat_ray" / "__init__.py").read_text()).body
-    assert [ast.unparse(node) for node in body[1:]] == ["__version__ = '0.1.0'"]
+    shape = [type(node).__name__ for node in body]
+    assert shape == ["Expr", "ImportFrom", "If", "Assign", "Assign", "FunctionDef"]  # a lazy `Study`, and the version
 
 
 # `someone` is the user of examples.

@@ -6,19 +6,23 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import fat_ray as fat_ray_package
 from fat_ray.cli import app
 from fat_ray.spec.study import StudySpec
+from tests.support.studies import FakeRun, write_study
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def block(language: str) -> str:
-    """The only code block of a language."""
-    (text,) = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def block(language: str, heading: str) -> str:
+    """The only code block of a language under a heading."""
+    section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    (text,) = re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
     return str(text)
 
 
@@ -30,8 +34,8 @@ def fat_ray(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 @pytest.mark.timeout(200)
 def test_own_task_runs_learns_and_is_compared(tmp_path: Path) -> None:
-    (tmp_path / "spirals.py").write_text(block("python"))
-    (tmp_path / "spirals.yaml").write_text(block("yaml"))
+    (tmp_path / "spirals.py").write_text(block("python", "Your own model and data"))
+    (tmp_path / "spirals.yaml").write_text(block("yaml", "Your own model and data"))
     done = fat_ray(tmp_path, "run", "spirals.yaml", "--wandb", "disabled")
     assert done.returncode == 0, done.stderr
     compared = fat_ray(tmp_path, "compare", "out/spirals-run-s0", "--format", "json")
@@ -39,6 +43,20 @@ def test_own_task_runs_learns_and_is_compared(tmp_path: Path) -> None:
     assert run["status"] == "completed"
     assert run["val_last"] > 0.8
     assert 0 < run["mean_active_fraction"] <= 1
+
+
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the launch itself, in whose place records are written."""
+    monkeypatch.chdir(ROOT)
+
+    def launched(study: fat_ray_package.Study) -> None:
+        study.directory = write_study(tmp_path / "study", [FakeRun("t0000-s0", trial=0, f1=0.5)])
+
+    monkeypatch.setattr(fat_ray_package.Study, "launch", launched)
+    names: dict[str, Any] = {}
+    exec(block("python", "From Python"), names)
+    assert names["study"].spec.budget.trials == 4
+    assert len(names["study"].runs()) == 1
 
 
 def test_every_command_is_described_and_exists() -> None:
