@@ -231,8 +231,9 @@ _HANDLERS: dict[type[nn.Module], Handler] = {
 
 
 def _handlers(module: nn.Module) -> Handler | None:
-    """The handlers of the first base class whose forward the module really runs."""
-    for base in type(module).__mro__:
-        if base in _HANDLERS and type(module).forward is base.forward:
+    """The handlers of the first base class whose forward the module really runs. A sliced layer computes what its plain class does."""
+    kind = getattr(type(module), "plain_type", type(module))
+    for base in kind.__mro__:
+        if base in _HANDLERS and kind.forward is base.forward:
             return _HANDLERS[base]
     return None
