@@ -170,7 +170,7 @@ def test_active_entries_have_the_plain_gradient_and_others_none(name: str) -> No
     found, found_input = backward(sliced, x)
     assert type(sliced) is not type(plain)
     assert plain_class(sliced) is type(plain)
-    assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     if expected_input is not None:
         torch.testing.assert_close(found_input, expected_input, rtol=1e-12, atol=1e-12)
     check_gradients(CASES[name], plain, sliced)
@@ -191,7 +191,7 @@ def test_an_update_of_the_runs_updates_the_layer_there_and_nowhere_else(name: st
         moved = whole(sliced)[role] != whole(plain)[role]
         assert torch.equal(moved, active)
     plain.load_state_dict(sliced.state_dict())
-    assert torch.equal(backward(plain, x)[0], backward(sliced, x)[0])
+    torch.testing.assert_close(backward(plain, x)[0], backward(sliced, x)[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["strided", "expanded", "channels last"])
@@ -228,7 +228,7 @@ def test_autocast_has_the_plain_dtypes_and_gradients(name: str, dtype: torch.dty
         output.float().square().sum().backward()
         found.append((output, leaf.grad))
     assert found[0][0].dtype == found[1][0].dtype
-    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-2, atol=1e-2)
     assert found[0][1] is not None
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-2, atol=1e-2)
     for role, (cut, leaves) in active_runs(sliced).items():
