@@ -27,6 +27,9 @@ Leaves = tuple[nn.Parameter, ...]
 class Cut:
     """The active entries of one parameter.
 
+    Runs of columns have gaps in memory. Optimizers with `fused=True` assume that there are none, and on the CPU write beside such runs:
+    they must be given rows only.
+
     Attributes:
         dim: 0 for rows, 1 for columns.
         runs: Ascending, disjoint, not adjacent; at least one, and not the whole extent.
@@ -304,6 +307,11 @@ def active_runs(module: nn.Module) -> Mapping[str, tuple[Cut, Leaves]]:
 def plain_class(module: nn.Module) -> type[nn.Module]:
     """The class of a module before it was sliced."""
     return module.plain_type if isinstance(module, Sliced) else type(module)
+
+
+def computes_by_runs(module: nn.Module) -> bool:
+    """Whether the sliced form of the module skips the computation of frozen gradients, or only their storage, traffic and update."""
+    return _kernel(plain_class(module)) is not Sliced
 
 
 class ActiveRuns(nn.Module):
