@@ -92,6 +92,7 @@ CONVOLUTIONS = {
     "depthwise, twofold": Case(lambda: nn.Conv2d(4, 8, 3, groups=4, bias=False), IMAGE, {"weight": rows((1, 3), (6, 8))}),
     "whole groups": Case(lambda: nn.Conv2d(4, 6, 3, groups=2), IMAGE, {"weight": rows((3, 6)), "bias": rows((3, 6))}),
     "parts of groups": Case(lambda: nn.Conv2d(4, 6, 3, groups=2), IMAGE, BOTH),
+    "in one group": Case(lambda: nn.Conv2d(4, 8, 3, groups=2), IMAGE, {"weight": rows((0, 1), (2, 3), (5, 6)), "bias": rows((0, 1))}),
     "over a group's edge": Case(lambda: nn.Conv2d(4, 6, 3, groups=2), IMAGE, {"weight": rows((2, 5))}),
     "columns": Case(lambda: nn.Conv2d(4, 6, 3, padding=1), IMAGE, {"weight": columns((0, 1), (2, 3)), "bias": rows((2, 6))}),
     "columns of groups": Case(lambda: nn.Conv2d(4, 6, 3, groups=2), IMAGE, {"weight": columns((1, 2))}),

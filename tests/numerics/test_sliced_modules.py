@@ -140,6 +140,7 @@ def test_a_shallow_copy_shares_the_runs() -> None:
     twin(torch.ones(2, 6, dtype=torch.float64)).sum().backward()
     assert all(leaf.grad is not None for _, leaves in active_runs(sliced.linear).values() for leaf in leaves)
     check_aliases(sliced)
+    assert twin is not sliced.linear
     assert type(twin) is type(sliced.linear)
     assert type(plain.linear) is nn.Linear
 
