@@ -81,7 +81,13 @@ class Step:
     Attributes:
         active_elements: Entries that this step's update could move.
         grad_norm: L2 norm of the gradient over active entries before clipping.
-        flops: Analytic floating point operations of forward and backward over the global batch, two per multiply-add.
+        flops_forward: Analytic floating point operations of the forward over the global batch, two per multiply-add.
+        flops_input_gradient: Those of the backward that lead to earlier layers; of products without a weight, as in attention, all.
+        flops_weight_gradient: Those of the backward that lead to weights.
+        comm_bytes: Bytes that each rank gave to collectives: gradients, buffers, statistics, agreements; 0 with one rank.
+        optimizer_bytes: Bytes of the optimizer's state on each rank after the update.
+        peak_memory_bytes: The most memory in use during the step on rank 0: on CUDA what was allocated on the device, on the CPU the
+            resident set of the process.
         step_s: Wall-clock seconds of the step on rank 0, statistics and freezing included, evaluation not.
     """
 
@@ -91,8 +97,18 @@ class Step:
     grad_norm: float
     active_elements: int
     samples: int
-    flops: float
+    flops_forward: float
+    flops_input_gradient: float
+    flops_weight_gradient: float
+    comm_bytes: int
+    optimizer_bytes: int
+    peak_memory_bytes: int
     step_s: float
+
+    @property
+    def flops(self) -> float:
+        """Analytic floating point operations of forward and backward over the global batch."""
+        return self.flops_forward + self.flops_input_gradient + self.flops_weight_gradient
 
 
 @dataclass(frozen=True)
@@ -177,6 +193,9 @@ class RunEnd:
         mean_active_fraction: `mean_active` over the entries of all groups.
         final: Last value of every metric, keyed ``split/metric``.
         best: Best value of every metric of ``val`` seen during the run with the step it was seen at, keyed ``val/metric``.
+        comm_bytes: Sum of `Step.comm_bytes`; None where records of an older version do not say.
+        optimizer_bytes: Largest `Step.optimizer_bytes`, likewise.
+        peak_memory_bytes: Largest `Step.peak_memory_bytes`, likewise.
     """
 
     status: Status
@@ -191,6 +210,9 @@ class RunEnd:
     mean_active_fraction: float
     final: Mapping[str, float] = field(default_factory=dict)
     best: Mapping[str, float] = field(default_factory=dict)
+    comm_bytes: int | None = None
+    optimizer_bytes: int | None = None
+    peak_memory_bytes: int | None = None
 
 
 Event = RunStart | Step | Eval | Drift | Freeze | RunEnd

@@ -22,6 +22,9 @@ RUN_KEY = ("study", "run")
 FULL = "none"
 """Label of the baseline that trains all parameters."""
 
+COMPARED_COSTS = ("flops", "train_s", "comm_bytes", "mean_optimizer_bytes", "mean_peak_memory_bytes")
+"""Costs of a run that are also shown as `<name>_ratio`, over those of full fine-tuning."""
+
 RUN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "study": pl.String,
     "run": pl.String,
@@ -51,10 +54,17 @@ RUN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "worker_s": pl.Float64,
     "updates": pl.Int64,
     "flops": pl.Float64,
+    "comm_bytes": pl.Int64,
+    "mean_optimizer_bytes": pl.Float64,
+    "peak_memory_bytes": pl.Int64,
+    "mean_peak_memory_bytes": pl.Float64,
     "delta_val": pl.Float64,
     "delta_test": pl.Float64,
     "flops_ratio": pl.Float64,
     "train_s_ratio": pl.Float64,
+    "comm_bytes_ratio": pl.Float64,
+    "mean_optimizer_bytes_ratio": pl.Float64,
+    "mean_peak_memory_bytes_ratio": pl.Float64,
     "pareto_rank": pl.Int32,
     "on_front": pl.Boolean,
 }
@@ -72,10 +82,13 @@ MEASURES = (
     "wall_s",
     "worker_s",
     "flops",
+    "comm_bytes",
+    "mean_optimizer_bytes",
+    "peak_memory_bytes",
+    "mean_peak_memory_bytes",
     "delta_val",
     "delta_test",
-    "flops_ratio",
-    "train_s_ratio",
+    *(f"{cost}_ratio" for cost in COMPARED_COSTS),
 )
 """Columns of runs that `Comparison.settings` holds as `<name>_mean` and `<name>_sd` over the seeds."""
 
@@ -154,6 +167,9 @@ def study_objectives(study: Study) -> list[Objective]:
     return [Objective.model_validate(entry) for entry in study.spec["objectives"]]
 
 
+_SUMMED = ("steps", "train_s", "flops", "updates", "mean_active", "comm_bytes", "peak_memory_bytes")
+
+
 def _started(studies: Sequence[Study]) -> pl.DataFrame:
     """One row per run that started, with its end, or with its progress so far when it has none."""
     steps = scan(studies, "steps").group_by(RUN_KEY)
@@ -164,6 +180,9 @@ def _started(studies: Sequence[Study]) -> pl.DataFrame:
         pl.col("flops").sum().alias("flops_so_far"),
         pl.col("active_elements").sum().alias("updates_so_far"),
         pl.col("active_elements").mean().alias("mean_active_so_far"),
+        pl.when(pl.col("comm_bytes").count() > 0).then(pl.col("comm_bytes").sum()).alias("comm_bytes_so_far"),
+        pl.col("peak_memory_bytes").max().alias("peak_memory_bytes_so_far"),
+        pl.col("optimizer_bytes", "peak_memory_bytes").mean().name.prefix("mean_"),
     )
     elements = pl.col("total_elements")
     return collect(
@@ -175,7 +194,7 @@ def _started(studies: Sequence[Study]) -> pl.DataFrame:
             pl.col("status").fill_null("running"),
             pl.col("reason").fill_null(""),
             pl.col("spec_json").str.json_path_match("$.train.steps").cast(pl.Int32).alias("planned_steps"),
-            *(pl.coalesce(name, f"{name}_so_far") for name in ("steps", "train_s", "flops", "updates", "mean_active")),
+            *(pl.coalesce(name, f"{name}_so_far") for name in _SUMMED),
             pl.coalesce("mean_active_fraction", pl.col("mean_active_so_far") / elements),
             (pl.col("last_active") / elements).alias("final_active_fraction"),
         )
@@ -210,14 +229,16 @@ def _measured(runs: pl.DataFrame, evals: pl.DataFrame, metric: str, direction: s
 def _against_full(runs: pl.DataFrame) -> pl.DataFrame:
     """Adds differences and ratios to full fine-tuning of the same study and seed; null where one of the two did not complete."""
     full = runs.filter((pl.col("role") == "baseline") & (pl.col("label") == FULL) & ~pl.col("partial")).select(
-        "study", "seed", pl.col("val_last", "test_last", "flops", "train_s").name.prefix("full_")
+        "study", "seed", pl.col("val_last", "test_last", *COMPARED_COSTS).name.prefix("full_")
     )
     whole = pl.when(~pl.col("partial"))
     return runs.join(full, on=["study", "seed"], how="left").with_columns(
         whole.then(pl.col("val_last") - pl.col("full_val_last")).alias("delta_val"),
         whole.then(pl.col("test_last") - pl.col("full_test_last")).alias("delta_test"),
-        whole.then(pl.col("flops") / pl.col("full_flops")).alias("flops_ratio"),
-        whole.then(pl.col("train_s") / pl.col("full_train_s")).alias("train_s_ratio"),
+        *(  # one worker sends nothing: no ratio
+            pl.when(~pl.col("partial") & (pl.col(f"full_{cost}") > 0)).then(pl.col(cost) / pl.col(f"full_{cost}")).alias(f"{cost}_ratio")
+            for cost in COMPARED_COSTS
+        ),
     )
 
 

@@ -115,10 +115,15 @@ def _columns(comparison: Comparison, name: str, measure: Measure) -> list[Column
         number("final\nactive", 7, "final_active_fraction", text.percent),
         number("FLOPs\nvs full", 3, "flops_ratio", text.ratio),
         number("time\nvs full", 5, "train_s_ratio", text.ratio),
+        number("sent\nvs full", 6, "comm_bytes_ratio", text.ratio),
+        number("optimizer\nvs full", 9, "mean_optimizer_bytes_ratio", text.ratio),
+        number("memory\nvs full", 8, "mean_peak_memory_bytes_ratio", text.ratio),
         number(MEAN_ACTIVE, 8, "mean_active", text.quantity),
         number("train\ntime", 6, "train_s", text.seconds),
         number("worker\ntime", 11, "worker_s", text.seconds),
         number("FLOPs", 10, "flops", text.quantity),
+        number("bytes\nsent", 12, "comm_bytes", text.quantity),
+        number("peak\nmemory", 12, "peak_memory_bytes", text.quantity),
     ]
 
 

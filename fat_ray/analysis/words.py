@@ -91,6 +91,16 @@ def _mean(row: Row, name: str) -> str:
     return text.score(mean) + ("" if deviation is None else f" ± {text.score(deviation)} (n = {row['completed']})")
 
 
+_COMPARED = {
+    "Training FLOPs": "flops",
+    "Training time": "train_s",
+    "Bytes communicated": "comm_bytes",
+    "Optimizer state": "mean_optimizer_bytes",
+    "Peak memory of a step": "mean_peak_memory_bytes",
+}
+"""What is said of costs; of those after the time only what is known: one worker communicates nothing, old records say nothing."""
+
+
 def facts(comparison: Comparison) -> list[Fact]:
     """The numbers that a reader looks for first; empty while no trial has completed."""
     best, full = comparison.best, baseline(comparison, FULL)
@@ -105,8 +115,11 @@ def facts(comparison: Comparison) -> list[Fact]:
         Fact(
             "Active parameters, N̄", text.percent(best["mean_active_fraction_mean"]), f"{text.quantity(best['mean_active_mean'])} on average"
         ),
-        Fact("Training FLOPs", text.ratio(best["flops_ratio_mean"]), _saving(best["flops_ratio_mean"])),
-        Fact("Training time", text.ratio(best["train_s_ratio_mean"]), _saving(best["train_s_ratio_mean"])),
+        *(
+            Fact(title, text.ratio(ratio), _saving(ratio))
+            for title, cost in _COMPARED.items()
+            if (ratio := best[f"{cost}_ratio_mean"]) is not None or cost in {"flops", "train_s"}
+        ),
     ]
     return [
         Fact(f"Validation {metric}, last", text.score(best["val_last_mean"]), against("val_last")),
@@ -167,5 +180,9 @@ GLOSSARY = {
     "zero-shot": "Evaluation on data from elsewhere without training on it. For the embedded cracks it is a proxy: the test split under"
     " blur, noise, contrast and lighting shifts, whose strengths were chosen by looking at one model.",
     "FLOPs": "Analytic floating point operations of forward and backward passes, two per multiply-add.",
+    "bytes communicated (sent)": "What each worker gave to collectives over the run: gradients, buffers, statistics and agreements.",
+    "optimizer state": "Bytes of the optimizer's state on each worker, mean over the steps.",
+    "peak memory": "The most memory in use during a step on the first worker. Against full fine-tuning: the mean over the steps, since the"
+    " highest peak of a run lies before its first freeze. On a CPU it is that of the whole process.",
     "training time": "Wall-clock seconds of the optimizer steps on the first worker, without evaluation.",
 }

@@ -26,6 +26,9 @@ class Ledger:
     updates: int = 0
     flops: float = 0.0
     train_s: float = 0.0
+    comm_bytes: int = 0
+    optimizer_bytes: int = 0
+    peak_memory_bytes: int = 0
     final: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
@@ -36,6 +39,9 @@ class Ledger:
         self.updates += step.active_elements
         self.flops += step.flops
         self.train_s += step.step_s
+        self.comm_bytes += step.comm_bytes
+        self.optimizer_bytes = max(self.optimizer_bytes, step.optimizer_bytes)
+        self.peak_memory_bytes = max(self.peak_memory_bytes, step.peak_memory_bytes)
 
     def add_evaluation(self, result: Eval) -> None:
         """Keeps the last value of each metric, and the best of ``val`` with the step it was seen at (``val/f1@step``)."""
@@ -88,4 +94,7 @@ class Ledger:
             mean_active_fraction=self.mean_active / self.total_elements,
             final=self.final,
             best=self.best,
+            comm_bytes=self.comm_bytes,
+            optimizer_bytes=self.optimizer_bytes,
+            peak_memory_bytes=self.peak_memory_bytes,
         )

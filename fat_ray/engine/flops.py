@@ -1,58 +1,183 @@
-"""Analytic floating point operations of a training step, two per multiply-add, from what autograd will really compute.
+"""Floating point operations of a training step, two per multiply-add, from the shapes of the matrix products and convolutions it executes.
 
-Counted are Linear and convolution layers (all else is negligible beside them): forward; backward to the input where the input has a
-gradient; backward to the weight where the weight is in autograd. A tensor frozen in part still computes its whole weight gradient and is
-counted so. `torch.utils.flop_counter` counts the same, but for grouped convolutions, whose weight gradients it overstates by the number of
-groups (tests/numerics/test_flops.py).
+One step is watched after each change of the active tensors and for each new shape of the batch; all others repeat what is known. Watching
+sees the operations below autograd, as `torch.utils.flop_counter` does: layers, attention and what user code multiplies alike, and of the
+backward only what autograd runs, so that frozen prefixes and sliced layers cost what they cost. The formulas are that module's, where
+`register_flop_formula` adds those of custom operations, but for two mends: the weight gradient of a grouped convolution, which it
+overstates by the number of groups (torch 2.13), and fused attention on the CPU, which it does not know. All else (norms, activations,
+sums, the optimizer) is negligible beside these and not counted, nor are the Fisher statistics.
+
+What activation checkpointing computes again counts again, as forward. A model that takes another path at each step (stochastic depth,
+mixtures of experts) is counted as it was in the watched step.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils import flop_counter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+from fat_ray.tasks.base import Batch
+
+_aten = torch.ops.aten
+_FUSED_ON_CPU = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,  # noqa: SLF001
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,  # noqa: SLF001
+}
 
 
-def forward_flops(module: nn.Module, x: Tensor, output: Tensor) -> int:
-    """Operations of one call of a counted layer."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    # each weight entry is used once per output position; a transposed convolution's once per input position
-    positions = x if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)) else output
-    if isinstance(module, nn.Linear):
-        return 2 * weight.numel() * (output.numel() // output.shape[-1])
-    return 2 * weight.numel() * positions.shape[0] * math.prod(positions.shape[2:])
+@dataclass(frozen=True)
+class Flops:
+    """Operations of one step.
+
+    Attributes:
+        forward: Forward, computed-again parts included.
+        input_gradient: Backward to the inputs of products; of products without a weight, as in attention, all of the backward.
+        weight_gradient: Backward to weights.
+    """
+
+    forward: float = 0.0
+    input_gradient: float = 0.0
+    weight_gradient: float = 0.0
 
 
 class FlopMeter:
-    """Counts one training forward when armed; the backward's share follows from which tensors have gradients.
+    """Knows what the forward and backward of a step cost on this rank.
 
     Args:
         model: The network, not its DDP wrapper.
+        aside: Whether what is computed at this moment is not training, such as statistics.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._layers = [module for module in model.modules() if isinstance(module, _LAYERS)]
-        self._handles: list[RemovableHandle] = []
-        self._flops = 0
+    def __init__(self, model: nn.Module, aside: Callable[[], bool] = lambda: False) -> None:
+        self._model, self._aside = model, aside
+        self._known: dict[tuple[torch.Size, ...], Flops] = {}
+        self.step = Flops()
 
-    def arm(self) -> None:
-        """Counts the next forward with gradients, until `take`."""
-        self._flops = 0
-        self._handles = [layer.register_forward_hook(self._count) for layer in self._layers]
+    @contextmanager
+    def watch(self, batch: Batch) -> Iterator[None]:
+        """Surrounds the forward and backward of a step, after which `step` is what they cost."""
+        shapes = tuple(tensor.shape for tensor in batch)
+        if shapes not in self._known:
+            with _Watch(self._model, self._aside) as watch:
+                yield
+            self._known[shapes] = watch.flops()
+        else:
+            yield
+        self.step = self._known[shapes]
 
-    def _count(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, *_: Any) -> None:
-        if torch.is_grad_enabled():
-            weight = module.weight
-            assert isinstance(weight, Tensor)
-            self._flops += forward_flops(module, inputs[0], output) * (1 + inputs[0].requires_grad + weight.requires_grad)
+    def forget(self) -> None:
+        """To be called when other tensors are trained than before."""
+        self._known.clear()
 
-    def take(self) -> int:
-        """Operations of the armed step on this rank, forward and backward; disarms."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        return self._flops
+
+class _Watch(TorchDispatchMode):
+    """Adds up the operations of everything that runs inside it, the backward of the same thread or of autograd's own included."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, model: nn.Module, aside: Callable[[], bool]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._aside = aside
+        self._weights = {_memory(parameter) for parameter in model.parameters()}
+        self._weight_nodes: set[Any] = set()  # holds the nodes, or another one could take their place in memory
+        self._modules_running = 0
+        self._hooks = ExitStack()
+        self._forward = self._input_gradient = self._weight_gradient = 0
+
+    def flops(self) -> Flops:
+        return Flops(float(self._forward), float(self._input_gradient), float(self._weight_gradient))
+
+    def __enter__(self) -> Self:
+        for handle in (
+            register_module_forward_pre_hook(self._enter_module),
+            register_module_forward_hook(self._leave_module, always_call=True),
+        ):
+            self._hooks.callback(handle.remove)
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._hooks.close()
+
+    def _enter_module(self, *_: Any) -> None:
+        self._modules_running += 1
+
+    def _leave_module(self, *_: Any) -> None:
+        self._modules_running -= 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Executes an operation and counts it."""
+        kwargs = kwargs or {}
+        operation = getattr(func, "overloadpacket", func)
+        formula = flop_counter.flop_registry.get(_FUSED_ON_CPU.get(operation, operation))
+        if formula is None and torch.is_inference_mode_enabled():  # where composite operations arrive whole
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if self._aside():
+            return out
+        if formula is None:
+            self._follow_weights(tree_leaves([args, kwargs]), out)
+        elif operation is _aten.convolution_backward:
+            self._count_convolution_backward(args, out)
+        elif self._in_backward():
+            self._count_backward(formula(*args, **kwargs, out_val=out), args)
+        else:
+            self._forward += formula(*args, **kwargs, out_val=out)
+            self._weight_nodes |= {operand.grad_fn for operand in _tensors(args) if self._is_weight(operand)}
+        return out
+
+    def _in_backward(self) -> bool:
+        """Whether autograd computes gradients, not a forward again."""
+        return torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled() and not self._modules_running  # noqa: SLF001
+
+    def _is_weight(self, tensor: Tensor) -> bool:
+        return _memory(tensor) in self._weights
+
+    def _follow_weights(self, given: list[Any], out: Any) -> None:
+        """What is computed from weights alone (views, casts, normalised weights) is a weight; memory that is used anew is not."""
+        operands, made = _tensors(given), _tensors(tree_leaves(out))
+        if operands and all(self._is_weight(operand) for operand in operands):
+            self._weights.update(_memory(tensor) for tensor in made)
+        else:
+            self._weights.difference_update(_memory(tensor) for tensor in made)
+
+    def _count_backward(self, flops: int, args: Any) -> None:
+        """A product with a weight leads to the input; one without to the weight, where there is one."""
+        if not any(self._is_weight(operand) for operand in _tensors(args)) and self._trains_weight():
+            self._weight_gradient += flops
+        else:
+            self._input_gradient += flops
+
+    def _trains_weight(self) -> bool:
+        """Whether the node of the graph that runs now has a weight behind it: a leaf, or what was computed from weights."""
+        node = torch._C._current_autograd_node()  # noqa: SLF001
+        behind = [function for function, _ in node.next_functions] if node is not None else []
+        return any(function in self._weight_nodes or hasattr(function, "variable") for function in behind if function is not None)
+
+    def _count_convolution_backward(self, args: Any, out: Any) -> None:
+        """Each entry of the weight meets each position once, in whichever direction."""
+        gradient, x, weight, _, _, _, _, transposed = args[:8]
+        positions = (x if transposed else gradient).shape
+        per_entry = 2 * positions[0] * math.prod(positions[2:])
+        self._input_gradient += per_entry * weight.numel() if out[0] is not None else 0
+        self._weight_gradient += per_entry * weight.numel() if out[1] is not None else 0
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _memory(tensor: Tensor) -> int:
+    """What a tensor has in common with its views; unique while one of them lives."""
+    return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]  # noqa: SLF001

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fat_ray.engine.flops import FlopMeter
+from fat_ray.engine.flops import Flops
+from fat_ray.engine.meters import StepMeter
 from fat_ray.engine.order import TrainingOrder, learning_rate_factor
 from fat_ray.errors import DivergedError
 from fat_ray.events import Drift, Freeze, Status, Step
@@ -27,9 +28,10 @@ _STOPS = (None, Status.PRUNED, Status.STOPPED)
 
 @dataclass(frozen=True)
 class Agreed:
-    """What all ranks know of a batch: the mean loss, and whether the run shall stop before its update."""
+    """What all ranks know of a batch: the mean loss, what the ranks computed together, and whether the run shall stop before its update."""
 
     loss: float
+    flops: Flops
     stop: Status | None
 
 
@@ -62,9 +64,8 @@ class Trainer:
         torch.manual_seed(job.seed + 7919 * (rank + 1))  # dropout differs between ranks
         self.optimizer = build_optimizer(job.spec.train.optimizer, self.model)
         self.freezer = Freezer(self.model, self.optimizer, job.spec, policy=policy, seed=job.seed, follow=job.follow, emit=emit)
-        self.flop_meter = FlopMeter(self.model)
+        self.meter = StepMeter(self.model, self.optimizer, device, aside=lambda: self.freezer.collector.at_work)
         self.order = TrainingOrder(task.train_set(), job.spec.train.global_batch, job.seed, rank, world_size)
-        self._step_flops: float | None = None
         self.wrapped = wrap(self.model)
 
     def step(self) -> Status | None:
@@ -75,54 +76,45 @@ class Trainer:
             RankDisagreementError: Ranks decided differently; nothing was updated.
         """
         started, step = time.perf_counter(), self.freezer.step
+        self.meter.begin()
         batch = to_device(self.order.batch(step), self.device)
         loss = self._backward(batch)
         agreed = self._agree(loss, step)
         if agreed.stop is not None:
             return agreed.stop
-        flops = self._flops()
         if self.freezer.after_backward():
             self._rewrap()
         grad_norm = self._clip(step)
         lr = self._update(step)
-        samples, active = self.spec.train.global_batch, self.freezer.entries.active_elements
-        self.emit(Step(step, agreed.loss, lr, grad_norm, active, samples, flops, time.perf_counter() - started))
+        self.emit(self._record(step, agreed, lr, grad_norm, started))
         return None
 
     def _backward(self, batch: Batch) -> Tensor:
         """Forward and backward; DDP averages the gradients, the collector sums factors on the way."""
         self.freezer.arm(batch[0].shape[0])
-        if self._step_flops is None:
-            self.flop_meter.arm()
         self.optimizer.zero_grad(set_to_none=True)
         bf16 = self.spec.train.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
-            loss = self.task.loss(self.wrapped, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with self.meter.flops.watch(batch):
+            with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
+                loss = self.task.loss(self.wrapped, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def _agree(self, loss: Tensor, step: int) -> Agreed:
-        """One small all-reduce: mean loss, whether it is finite everywhere, and rank 0's answer to "shall we stop?"."""
+        """One small all-reduce: mean loss, whether it is finite everywhere, rank 0's answer to "shall we stop?", and operations."""
         rank, size = world()
         stop = _STOPS.index(self.stop_request()) if rank == 0 else 0
-        finite = bool(torch.isfinite(loss))
-        shared = torch.tensor([float(loss) if finite else 0.0, float(not finite), float(stop)], dtype=torch.float64, device=self.device)
-        total, bad_ranks, stop_code = all_sum(shared).tolist()
+        finite, flops = bool(torch.isfinite(loss)), self.meter.flops.step
+        mine = [float(loss) if finite else 0.0, float(not finite), float(stop), flops.forward, flops.input_gradient, flops.weight_gradient]
+        total, bad_ranks, stop_code, *flops_of_all = all_sum(torch.tensor(mine, dtype=torch.float64, device=self.device)).tolist()
         if bad_ranks:
             raise DivergedError(f"the training loss became NaN or infinite at step {step} on {int(bad_ranks)} of {size} workers")
-        return Agreed(total / size, _STOPS[int(stop_code)])
-
-    def _flops(self) -> float:
-        """Operations of this step over all ranks; measured once after each change of the active tensors."""
-        if self._step_flops is None:
-            mine = torch.tensor(float(self.flop_meter.take()), dtype=torch.float64, device=self.device)
-            self._step_flops = float(all_sum(mine))
-        return self._step_flops
+        return Agreed(total / size, Flops(*flops_of_all), _STOPS[int(stop_code)])
 
     def _rewrap(self) -> None:
         del self.wrapped  # the old reducer's hooks must be gone before the new one registers its own
         self.wrapped = wrap(self.model, init_sync=False)
-        self._step_flops = None
+        self.meter.changed()
 
     def _clip(self, step: int) -> float:
         """Gradient norm over active entries, before it is clipped."""
@@ -142,6 +134,25 @@ class Trainer:
         with self.freezer.entries.protect():
             self.optimizer.step()
         return lr
+
+    def _record(self, step: int, agreed: Agreed, lr: float, grad_norm: float, started: float) -> Step:
+        """What is kept of this step."""
+        costs, flops = self.meter.end(), agreed.flops
+        return Step(
+            step=step,
+            loss=agreed.loss,
+            lr=lr,
+            grad_norm=grad_norm,
+            active_elements=self.freezer.entries.active_elements,
+            samples=self.spec.train.global_batch,
+            flops_forward=flops.forward,
+            flops_input_gradient=flops.input_gradient,
+            flops_weight_gradient=flops.weight_gradient,
+            comm_bytes=costs.comm_bytes,
+            optimizer_bytes=costs.optimizer_bytes,
+            peak_memory_bytes=costs.peak_memory_bytes,
+            step_s=time.perf_counter() - started,
+        )
 
 
 def wrap(model: nn.Module, *, init_sync: bool = True) -> nn.Module:

@@ -1,6 +1,7 @@
 """Adds what ranks have collected, in one flat all-reduce, and the small agreements between ranks."""
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,9 +27,20 @@ def world(ranks: Ranks = None) -> tuple[int, int]:
     return 0, 1
 
 
+@dataclass
+class Traffic:
+    """Bytes that this process has given to the collectives of this module so far."""
+
+    num_bytes: int = 0
+
+
+traffic = Traffic()
+
+
 def all_sum(values: Tensor, ranks: Ranks = None) -> Tensor:
     """The sum over all ranks, in place; bit-equal on every rank."""
     if world(ranks)[1] > 1:
+        traffic.num_bytes += values.nbytes
         dist.all_reduce(values, group=ranks)
     return values
 

@@ -18,6 +18,8 @@ TABLES_SHOWN = ("steps", "evals", "drift", "events")
 MetricRow = dict[str, Any]
 
 _HISTOGRAM_BINS = 32
+_FLOPS = ("flops", "flops_forward", "flops_input_gradient", "flops_weight_gradient")
+_BYTES = ("comm_bytes", "optimizer_bytes", "peak_memory_bytes")
 
 
 def metric_rows(tables: Mapping[str, pa.Table], total_elements: int) -> list[MetricRow]:
@@ -47,12 +49,12 @@ def summary_values(end: RunEnd | None) -> MetricRow:
     """How a run ended, what it cost, and its final and best metrics; None: it was killed before it could say so."""
     if end is None:
         return {"status": "failed", "reason": "the run was killed: its records have no end"}
-    costs = ("wall_s", "train_s", "worker_s", "updates", "flops", "mean_active", "mean_active_fraction")
+    costs = ("wall_s", "train_s", "worker_s", "updates", "flops", "mean_active", "mean_active_fraction", *_BYTES)
     return {
         "status": end.status.value,
         "reason": end.reason,
         "steps": end.steps,
-        **{f"cost/{name}": getattr(end, name) for name in costs},
+        **{f"cost/{name}": value for name in costs if (value := getattr(end, name)) is not None},
         **{f"final/{metric_name(name)}": value for name, value in end.final.items()},
         **{f"best/{metric_name(name)}": value for name, value in end.best.items()},
     }
@@ -69,8 +71,8 @@ def _steps(table: pa.Table, total_elements: int) -> Iterator[tuple[int, MetricRo
                 "freeze/active_elements": row["active_elements"],
                 "freeze/active_fraction": row["active_elements"] / total_elements if total_elements else None,
                 "perf/step_s": row["step_s"],
-                "perf/flops": row["flops"],
                 "perf/samples_per_s": row["samples"] / row["step_s"] if row["step_s"] else None,
+                **{f"perf/{name}": row[name] for name in (*_FLOPS, *_BYTES)},
             },
         )
 

@@ -19,7 +19,7 @@ from fat_ray.errors import RecordError
 from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, RunEnd, RunStart, Step
 from fat_ray.records.redact import scrub
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """major.minor: a reader refuses a newer major and ignores columns of a newer minor."""
 
 
@@ -84,6 +84,12 @@ TABLES: dict[str, pa.Schema] = {
         ("active_elements", pa.int64()),
         ("samples", pa.int32()),
         ("flops", pa.float64()),
+        ("flops_forward", pa.float64()),
+        ("flops_input_gradient", pa.float64()),
+        ("flops_weight_gradient", pa.float64()),
+        ("comm_bytes", pa.int64()),
+        ("optimizer_bytes", pa.int64()),
+        ("peak_memory_bytes", pa.int64()),
         ("step_s", pa.float64()),
     ),
     # One row per split and metric.
@@ -135,6 +141,9 @@ TABLES: dict[str, pa.Schema] = {
         ("flops", pa.float64()),
         ("mean_active", pa.float64()),
         ("mean_active_fraction", pa.float64()),
+        ("comm_bytes", pa.int64()),
+        ("optimizer_bytes", pa.int64()),
+        ("peak_memory_bytes", pa.int64()),
         ("final_json", pa.string()),
         ("best_json", pa.string()),
     ),
@@ -156,7 +165,7 @@ def columns(event: Event, start: RunStart) -> Iterator[tuple[str, Columns]]:
         case RunStart():
             yield from _start_columns(event)
         case Step():
-            yield "steps", _row(vars(event))
+            yield "steps", _row({**vars(event), "flops": event.flops})
         case Eval():
             yield "evals", _eval_columns(event)
         case Drift():

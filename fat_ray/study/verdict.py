@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fat_ray.errors import RecordError
 from fat_ray.events import RunEnd, RunStart, Status
@@ -107,6 +108,9 @@ def _end_from_steps(steps: pa.Table, start: RunStart, workers: int, status: Stat
         flops=float(steps["flops"].to_numpy().sum()),
         mean_active=mean_active,
         mean_active_fraction=mean_active / start.total_elements if len(active) else 0.0,
+        comm_bytes=pc.sum(steps["comm_bytes"]).as_py(),
+        optimizer_bytes=pc.max(steps["optimizer_bytes"]).as_py(),
+        peak_memory_bytes=pc.max(steps["peak_memory_bytes"]).as_py(),
     )
 
 

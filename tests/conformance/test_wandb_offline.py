@@ -114,6 +114,9 @@ def test_the_configuration_is_complete_before_the_first_log(place: Path, offline
         assert found.kinds.index("run") < found.kinds.index("history")
 
 
+COSTS = ("flops", "flops_forward", "flops_input_gradient", "flops_weight_gradient", "comm_bytes", "optimizer_bytes", "peak_memory_bytes")
+
+
 def test_every_value_of_the_records_is_logged_once_and_nothing_else(place: Path, offline: dict[str, OfflineRun]) -> None:
     study = place / "study"
     for run, found in offline.items():
@@ -122,7 +125,7 @@ def test_every_value_of_the_records_is_logged_once_and_nothing_else(place: Path,
         seconds = column(study, run, "steps", "step_s")
         expected = {
             **{f"train/{name}": column(study, run, "steps", name) for name in ("loss", "lr", "grad_norm")},
-            **{f"perf/{name}": column(study, run, "steps", name) for name in ("step_s", "flops")},
+            **{f"perf/{name}": column(study, run, "steps", name) for name in ("step_s", *COSTS)},
             "perf/samples_per_s": [(step, 8 / value) for step, value in seconds],
             "freeze/active_elements": active,
             "freeze/active_fraction": [(step, value / total) for step, value in active],

@@ -39,8 +39,17 @@ def of(kind: type, events: list[Event]) -> list[Any]:
 
 
 def deterministic(events: list[Event]) -> list[Any]:
-    """Events without what a clock says."""
-    clocks = {"step_s": 0.0, "eval_s": 0.0, "decide_s": 0.0, "wall_s": 0.0, "train_s": 0.0, "worker_s": 0.0, "started_at": None}
+    """Events without what a clock and the operating system say."""
+    clocks = {
+        "peak_memory_bytes": 0,
+        "step_s": 0.0,
+        "eval_s": 0.0,
+        "decide_s": 0.0,
+        "wall_s": 0.0,
+        "train_s": 0.0,
+        "worker_s": 0.0,
+        "started_at": None,
+    }
     return [dataclasses.replace(e, **{k: v for k, v in clocks.items() if hasattr(e, k)}) for e in events]
 
 
@@ -63,6 +72,9 @@ def test_costs_add_up() -> None:
     assert end.mean_active == end.updates / 6
     assert end.mean_active_fraction == end.mean_active / total
     assert end.flops == sum(step.flops for step in steps)
+    assert (end.comm_bytes, {step.comm_bytes for step in steps}) == (0, {0})
+    assert end.optimizer_bytes == max(step.optimizer_bytes for step in steps)
+    assert end.peak_memory_bytes == max(step.peak_memory_bytes for step in steps)
     assert end.final["val/f1"] == of(Eval, events)[-2].metrics["f1"]
     assert end.best["val/f1"] == max(e.metrics["f1"] for e in of(Eval, events) if e.split == "val")
     assert end.best["val/loss"] == min(e.metrics["loss"] for e in of(Eval, events) if e.split == "val")

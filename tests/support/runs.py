@@ -33,7 +33,21 @@ def start(run: str = "t0003-s0", *, groups: list[GroupInfo] = GROUPS) -> RunStar
 
 
 def step(number: int, loss: float = 0.5) -> Step:
-    return Step(number, loss, lr=1e-3, grad_norm=0.25, active_elements=481 - 32 * (number > 2), samples=8, flops=1e9, step_s=0.125)
+    return Step(
+        number,
+        loss,
+        lr=1e-3,
+        grad_norm=0.25,
+        active_elements=481 - 32 * (number > 2),
+        samples=8,
+        flops_forward=4e8,
+        flops_input_gradient=3.5e8,
+        flops_weight_gradient=2.5e8,
+        comm_bytes=2000 - 128 * (number > 2),
+        optimizer_bytes=4000 - 256 * (number > 2),
+        peak_memory_bytes=50_000_000 - number,
+        step_s=0.125,
+    )
 
 
 def body() -> list[Event]:
@@ -76,6 +90,9 @@ def end(status: Status = Status.COMPLETED, reason: str = "", final: dict[str, fl
         mean_active_fraction=0.975,
         final=final if final is not None else {"val/f1": 0.5, "zero-shot blur/f1": 0.375},
         best={"val/f1": 0.5},
+        comm_bytes=9744,
+        optimizer_bytes=4000,
+        peak_memory_bytes=50_000_000,
     )
 
 

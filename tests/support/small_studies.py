@@ -1,15 +1,18 @@
 """Small studies, and records of runs that were never trained."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from fat_ray.events import Eval, Freeze, GroupInfo, RunEnd, Status, Step
+from fat_ray.events import Eval, Freeze, GroupInfo, RunEnd, Status
 from fat_ray.records.parquet import ParquetSink
 from fat_ray.records.start import start_of
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec
+from tests.support.runs import step as run_step
 
 ELEMENTS = 100
+COSTS = {"flops_forward": 4.0, "flops_input_gradient": 3.0, "flops_weight_gradient": 3.0, "comm_bytes": 7, "step_s": 0.25}
 
 
 def small_study(**sections: Any) -> StudySpec:
@@ -39,7 +42,7 @@ def write_run(
     sink.emit(start_of(job, [GroupInfo("all", "layer", "Linear", ELEMENTS)], world_size=1, device="cpu"))
     active = ELEMENTS
     for step in range(steps):
-        sink.emit(Step(step=step, loss=0.5, lr=0.1, grad_norm=1.0, active_elements=active, samples=8, flops=10.0, step_s=0.25))
+        sink.emit(replace(run_step(step), active_elements=active, **COSTS))
     for event, (step, remaining) in enumerate(schedule):
         sink.emit(_freeze(step, event, active - remaining, remaining))
         active = remaining

@@ -174,7 +174,7 @@ def _events(run: FakeRun, start: RunStart, spec: StudySpec, constant_f1: float |
     depth = {group: rng.random() * 0.5 + 0.5 * group / len(start.groups) for group in range(len(start.groups))}
     order = sorted(depth, key=depth.__getitem__)
     frozen: set[int] = set()
-    active, total, updates, flops, event, update = start.total_elements, start.total_elements, 0, 0.0, 0, 0
+    active, total, updates, flops, sent, event, update = start.total_elements, start.total_elements, 0, 0.0, 0, 0, 0
     yield _eval(run, 0, planned, "val", constant_f1)
     for step in range(done):
         if run.frozen and step and step % int(run.params.get("fisher.every", spec.fisher.every)) == 0:
@@ -188,9 +188,9 @@ def _events(run: FakeRun, start: RunStart, spec: StudySpec, constant_f1: float |
             active -= gone
             yield Freeze(step, event, newly, gone, active, len(order) - len(frozen), 0.2, "cap" if event == 0 else "", 0.001)
             event += 1
-        cost = 1e9 * (1 + 2 * active / total)
-        updates, flops = updates + active, flops + cost
-        yield Step(step, 0.9 * math.exp(-3 * step / planned) + 0.1, 1e-3, 1.0, active, 8, cost, run.step_s * (0.5 + 0.5 * active / total))
+        done_step = _step(run, step, planned, active, total)
+        updates, flops, sent = updates + active, flops + done_step.flops, sent + done_step.comm_bytes
+        yield done_step
         if (step + 1) % train.evaluate_every == 0:
             yield _eval(run, step + 1, planned, "val", constant_f1)
     if run.status is None:
@@ -200,7 +200,28 @@ def _events(run: FakeRun, start: RunStart, spec: StudySpec, constant_f1: float |
         yield _eval(run, done, planned, "zero_shot", constant_f1)
     mean = updates / done
     train_s = run.step_s * done * (0.5 + 0.5 * mean / total)
-    yield RunEnd(run.status, run.reason, done, train_s * 1.2, train_s, train_s * 2.4, updates, flops, mean, mean / total)
+    costs = {"comm_bytes": sent, "optimizer_bytes": 8 * total, "peak_memory_bytes": 10**8 + 16 * total}
+    yield RunEnd(run.status, run.reason, done, train_s * 1.2, train_s, train_s * 2.4, updates, flops, mean, mean / total, **costs)
+
+
+def _step(run: FakeRun, step: int, planned: int, active: int, total: int) -> Step:
+    """Forward and half of the memory cost what they cost; the rest is in proportion to what is active."""
+    share = active / total
+    return Step(
+        step=step,
+        loss=0.9 * math.exp(-3 * step / planned) + 0.1,
+        lr=1e-3,
+        grad_norm=1.0,
+        active_elements=active,
+        samples=8,
+        flops_forward=1e9,
+        flops_input_gradient=1e9 * share,
+        flops_weight_gradient=1e9 * share,
+        comm_bytes=4 * active,
+        optimizer_bytes=8 * active,
+        peak_memory_bytes=10**8 + 16 * active,
+        step_s=run.step_s * (0.5 + 0.5 * share),
+    )
 
 
 def _eval(run: FakeRun, step: int, planned: int, split: str, constant_f1: float | None) -> Eval:

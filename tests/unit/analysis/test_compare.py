@@ -3,6 +3,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fat_ray.analysis.compare import RUN_COLUMNS, Comparison, compare
@@ -80,13 +82,42 @@ def test_differences_and_ratios_are_against_full_fine_tuning_of_the_same_seed(tm
     first, second = _row(comparison, "t0000-s0"), _row(comparison, "t0000-s1")
     assert (first["delta_val"], second["delta_val"]) == (pytest.approx(0.01), pytest.approx(-0.02))
     assert (first["train_s_ratio"], second["train_s_ratio"]) == (pytest.approx(0.5), pytest.approx(0.25))
-    assert first["flops_ratio"] == pytest.approx(1.0)
+    assert first["flops_ratio"] == first["comm_bytes_ratio"] == first["mean_peak_memory_bytes_ratio"] == pytest.approx(1.0)
     trial = comparison.settings.row(by_predicate=pl.col("setting") == "trial 0", named=True)
     assert trial["delta_val_mean"] == pytest.approx(-0.005)
     assert trial["delta_val_sd"] == pytest.approx(statistics.stdev([0.01, -0.02]))
     assert trial["val_last_mean"] == pytest.approx(0.645)
     assert trial["val_last_sd"] == pytest.approx(statistics.stdev([0.61, 0.68]))
     assert comparison.several_seeds
+
+
+def test_costs_against_full_fine_tuning_are_those_of_the_steps(study: Path) -> None:
+    row, full = (_row(compare([study]), run) for run in ("t0000-s0", "none-s0"))
+    total = sum(group.elements for group in small_groups())
+    assert (full["comm_bytes"], full["mean_optimizer_bytes"]) == (4 * total * full["steps"], 8 * total)
+    assert row["comm_bytes_ratio"] == row["mean_optimizer_bytes_ratio"] == pytest.approx(row["mean_active"] / total)
+    assert row["mean_peak_memory_bytes_ratio"] == pytest.approx((10**8 + 16 * row["mean_active"]) / (10**8 + 16 * total))
+    assert row["peak_memory_bytes"] == full["peak_memory_bytes"]  # before the first freeze
+
+
+def test_what_a_single_worker_or_old_records_do_not_say_has_no_ratio(tmp_path: Path) -> None:
+    one, old = write_study(tmp_path / "one", [FULL, GOOD]), write_study(tmp_path / "old", [FULL, GOOD])
+    for study, change in ((one, _send_nothing), (old, _forget)):
+        for part in [*study.glob("records/steps/*/*"), *study.glob("records/ends/*/*")]:
+            pq.write_table(change(pq.read_table(part)), part)
+    silent, unknown = (_row(compare([study]), "t0000-s0") for study in (one, old))
+    assert (silent["comm_bytes"], silent["comm_bytes_ratio"]) == (0, None)
+    assert {unknown[name] for name in unknown if "_bytes" in name} == {None}
+    assert unknown["flops_ratio"] is not None
+
+
+def _send_nothing(table: pa.Table) -> pa.Table:
+    return table.set_column(table.schema.get_field_index("comm_bytes"), "comm_bytes", pa.array([0] * len(table), pa.int64()))
+
+
+def _forget(table: pa.Table) -> pa.Table:
+    kept = [name for name in table.column_names if not name.endswith("_bytes")]
+    return table.select(kept)
 
 
 def test_one_seed_has_no_deviation(study: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -8,8 +9,9 @@ import pytest
 
 from fat_ray.analysis.read import collect, open_studies, scan, table_schema
 from fat_ray.errors import RecordError
-from fat_ray.events import Eval, Step
+from fat_ray.events import Eval
 from fat_ray.records.schema import TABLES
+from tests.support.runs import step as run_step
 from tests.support.studies import FakeRun, small_groups, start_of, study_spec, write_events, write_study
 
 pytestmark = pytest.mark.timeout(10)  # writes and reads real records: a fifth of a second, more where many processes share the disk
@@ -95,7 +97,7 @@ def test_a_run_that_was_started_again_counts_once_with_its_later_rows(tmp_path: 
     run, spec, groups = FakeRun("r", steps=6, f1=0.5), study_spec(steps=8), small_groups()
     study = write_study(tmp_path / "a", [run], spec=spec, groups=groups)
     start = start_of(run, spec, groups)
-    again = Step(2, loss=9.0, lr=0.1, grad_norm=1.0, active_elements=600, samples=8, flops=1.0, step_s=1.0)
+    again = replace(run_step(2), loss=9.0)
     write_events(study, start, [again, Eval(0, "val", {"f1": 0.25}, 0.1)])
     studies = open_studies([study])
     steps = collect(scan(studies, "steps"), studies)

@@ -27,7 +27,7 @@ def begin(directory: Path, run: str, *, minute: int, steps: int = 0, f1: float |
     groups = [GroupInfo("a", "a", "Linear", 300), GroupInfo("b", "b", "Linear", 100)]
     sink.emit(RunStart(run, "small", None, 0, "search", "", {}, spec_as_json(SPEC.run), {}, groups, BEGAN + timedelta(minutes=minute)))
     for step in range(steps):
-        sink.emit(Step(step, 1.0, 0.1, 1.0, 300, 8, 1e6, 0.1))
+        sink.emit(Step(step, 1.0, 0.1, 1.0, 300, 8, 4e5, 3e5, 3e5, 0, 2400, 10**8, 0.1))
     if f1 is not None:
         sink.emit(Eval(0, "val", {"f1": 0.01, "loss": 2.0}, 0.1))
         sink.emit(Eval(steps, "val", {"f1": f1, "loss": 1.0}, 0.1))

@@ -33,6 +33,12 @@ def test_a_step_shows_training_freezing_and_performance(shown: dict[int, MetricR
         "freeze/active_fraction": 449 / 481,
         "perf/step_s": 0.125,
         "perf/flops": 1e9,
+        "perf/flops_forward": 4e8,
+        "perf/flops_input_gradient": 3.5e8,
+        "perf/flops_weight_gradient": 2.5e8,
+        "perf/comm_bytes": 1872,
+        "perf/optimizer_bytes": 3744,
+        "perf/peak_memory_bytes": 49_999_997,
         "perf/samples_per_s": 64.0,
     }
     assert shown[3] == expected
@@ -74,6 +80,7 @@ def test_the_summary_holds_status_costs_and_metrics() -> None:
     shown = summary_values(end(Status.PRUNED, "asha"))
     assert (shown["status"], shown["reason"], shown["steps"]) == ("pruned", "asha", 5)
     assert (shown["cost/flops"], shown["cost/updates"], shown["cost/mean_active"]) == (5e9, 2341, 468.2)
+    assert (shown["cost/comm_bytes"], shown["cost/optimizer_bytes"], shown["cost/peak_memory_bytes"]) == (9744, 4000, 50_000_000)
     assert (shown["final/zero_shot_blur/f1"], shown["best/val/f1"]) == (0.375, 0.5)
 
 

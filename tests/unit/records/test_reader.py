@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -6,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from fat_ray.errors import RecordError
+from fat_ray.records.metrics import TABLES_SHOWN, metric_rows, summary_values
 from fat_ray.records.reader import parts, read_table, run_end, run_start, runs
 from fat_ray.records.schema import TABLES
-from tests.support.runs import write_run
+from tests.support.runs import end, start, write_run
 
 RUN = "t0003-s0"
 
@@ -67,7 +69,7 @@ def test_a_part_of_another_run_is_refused(tmp_path: Path, part: Path) -> None:
 
 def test_a_newer_major_version_is_refused(tmp_path: Path, part: Path) -> None:
     rewrite(part, metadata={"fat_ray.schema": "2.0"})
-    refused(tmp_path, part, r"schema version 2\.0, this program reads up to 1\.0")
+    refused(tmp_path, part, r"schema version 2\.0, this program reads up to 1\.1")
 
 
 def test_no_version_is_refused(tmp_path: Path, part: Path) -> None:
@@ -86,6 +88,25 @@ def test_columns_of_a_newer_minor_version_are_left_out(tmp_path: Path, part: Pat
 def test_a_column_that_an_older_minor_version_lacks_is_null(tmp_path: Path, part: Path) -> None:
     rewrite(part, table=pq.read_table(part).drop_columns(["grad_norm"]))
     assert read_table(tmp_path, "steps", RUN)["grad_norm"].to_pylist() == [None, None, None, 0.25, 0.25]
+
+
+SINCE_1_1 = {
+    "steps": ["flops_forward", "flops_input_gradient", "flops_weight_gradient", "comm_bytes", "optimizer_bytes", "peak_memory_bytes"],
+    "ends": ["comm_bytes", "optimizer_bytes", "peak_memory_bytes"],
+}
+
+
+def test_records_of_version_1_0_are_read_and_do_not_say_what_they_cannot_know(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    for part in (tmp_path / "records").rglob("*.parquet"):
+        table = pq.read_table(part).drop_columns(SINCE_1_1.get(part.parent.parent.name, []))
+        rewrite(part, metadata={"fat_ray.schema": "1.0"}, table=table)
+    assert run_start(tmp_path, RUN) == start()
+    assert run_end(tmp_path, RUN) == replace(end(), comm_bytes=None, optimizer_bytes=None, peak_memory_bytes=None)
+    shown = metric_rows({table: read_table(tmp_path, table, RUN) for table in TABLES_SHOWN}, 481)
+    assert [row["perf/flops"] for row in shown if "perf/flops" in row] == [1e9] * 5
+    assert not any(f"perf/{name}" in row for row in shown for name in SINCE_1_1["steps"])
+    assert not any(f"cost/{name}" in summary_values(run_end(tmp_path, RUN)) for name in SINCE_1_1["ends"])
 
 
 def test_a_column_of_another_type_is_refused(tmp_path: Path, part: Path) -> None:

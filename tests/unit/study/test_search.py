@@ -204,6 +204,7 @@ def test_a_trial_that_died_without_a_word_fails_and_its_record_gets_an_end(tmp_p
     assert end is not None
     assert (end.status, end.steps, end.updates, end.flops, end.train_s) == (Status.FAILED, 5, 500, 50.0, 1.25)
     assert (end.mean_active, end.mean_active_fraction) == (100.0, 1.0)
+    assert (end.comm_bytes, end.optimizer_bytes, end.peak_memory_bytes) == (35, 4000, 50_000_000)
     assert trial.reason == end.reason == "its trial process died"
     assert run_start(tmp_path, "t0000-s0").total_elements == 100
 
