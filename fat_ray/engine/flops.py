@@ -13,12 +13,13 @@ mixtures of experts) is counted as it was in the watched step.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -66,7 +67,7 @@ class FlopMeter:
         """Surrounds the forward and backward of a step, after which `step` is what they cost."""
         shapes = tuple(tensor.shape for tensor in batch)
         if shapes not in self._known:
-            with _Watch(self._model, self._aside) as watch:
+            with _Watch(self._model, self._aside) as watch, watch.modules():
                 yield
             self._known[shapes] = watch.flops()
         else:
@@ -89,23 +90,21 @@ class _Watch(TorchDispatchMode):
         self._weights = {_memory(parameter) for parameter in model.parameters()}
         self._weight_nodes: set[Any] = set()  # holds the nodes, or another one could take their place in memory
         self._modules_running = 0
-        self._hooks = ExitStack()
         self._forward = self._input_gradient = self._weight_gradient = 0
 
     def flops(self) -> Flops:
         return Flops(float(self._forward), float(self._input_gradient), float(self._weight_gradient))
 
-    def __enter__(self) -> Self:
-        for handle in (
-            register_module_forward_pre_hook(self._enter_module),
-            register_module_forward_hook(self._leave_module, always_call=True),
-        ):
-            self._hooks.callback(handle.remove)
-        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._hooks.close()
+    @contextmanager
+    def modules(self) -> Iterator[None]:
+        """Knows while it lasts whether a module runs, also one that checkpointing runs again in the backward."""
+        entered = register_module_forward_pre_hook(self._enter_module)
+        left = register_module_forward_hook(self._leave_module, always_call=True)
+        try:
+            yield
+        finally:
+            entered.remove()
+            left.remove()
 
     def _enter_module(self, *_: Any) -> None:
         self._modules_running += 1
@@ -118,17 +117,16 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         operation = getattr(func, "overloadpacket", func)
         formula = flop_counter.flop_registry.get(_FUSED_ON_CPU.get(operation, operation))
-        if formula is None and torch.is_inference_mode_enabled():  # where composite operations arrive whole
+        if formula is None and torch.is_inference_mode_enabled() and isinstance(func, OpOverload):
             with self:
-                out = func.decompose(*args, **kwargs)
+                out = func.decompose(*args, **kwargs)  # here composite operations arrive whole
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
-        if self._aside():
+        self._follow_weights(tree_leaves([args, kwargs]), out)
+        if formula is None or self._aside():
             return out
-        if formula is None:
-            self._follow_weights(tree_leaves([args, kwargs]), out)
-        elif operation is _aten.convolution_backward:
+        if operation is _aten.convolution_backward:
             self._count_convolution_backward(args, out)
         elif self._in_backward():
             self._count_backward(formula(*args, **kwargs, out_val=out), args)
