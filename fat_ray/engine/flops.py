@@ -12,7 +12,7 @@ mixtures of experts) is counted as it was in the watched step.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,6 @@ from torch._ops import OpOverload
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fat_ray.tasks.base import Batch
 
@@ -123,7 +122,7 @@ class _Watch(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
-        self._follow_weights(tree_leaves([args, kwargs]), out)
+        self._follow_weights([*args, *kwargs.values()], out)
         if formula is None or self._aside():
             return out
         if operation is _aten.convolution_backward:
@@ -144,7 +143,7 @@ class _Watch(TorchDispatchMode):
 
     def _follow_weights(self, given: list[Any], out: Any) -> None:
         """What is computed from weights alone (views, casts, normalised weights) is a weight; memory that is used anew is not."""
-        operands, made = _tensors(given), _tensors(tree_leaves(out))
+        operands, made = _tensors(given), _tensors([out])
         if operands and all(self._is_weight(operand) for operand in operands):
             self._weights.update(_memory(tensor) for tensor in made)
         else:
@@ -172,8 +171,10 @@ class _Watch(TorchDispatchMode):
         self._weight_gradient += per_entry * weight.numel() if out[1] is not None else 0
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in values if isinstance(value, Tensor)]
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    """The tensors among arguments or results, lists and tuples opened: what operations take and give."""
+    opened = [inner for value in values for inner in (value if isinstance(value, list | tuple) else (value,))]
+    return [value for value in opened if isinstance(value, Tensor)]
 
 
 def _memory(tensor: Tensor) -> int:
