@@ -5,14 +5,14 @@ sees the operations below autograd, as `torch.utils.flop_counter` does: layers, 
 backward only what autograd runs, so that frozen prefixes and sliced layers cost what they cost. The formulas are that module's, where
 `register_flop_formula` adds those of custom operations, but for two mends: the weight gradient of a grouped convolution, which it
 overstates by the number of groups (torch 2.13), and fused attention on the CPU, which it does not know. All else (norms, activations,
-sums, the optimizer) is negligible beside these and not counted, nor are the Fisher statistics.
+sums, the optimizer) is negligible beside these and not counted. The Fisher statistics consist of sums alone, so they do not count either.
 
 What activation checkpointing computes again counts again, as forward. A model that takes another path at each step (stochastic depth,
 mixtures of experts) is counted as it was in the watched step.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,11 +53,10 @@ class FlopMeter:
 
     Args:
         model: The network, not its DDP wrapper.
-        aside: Whether what is computed at this moment is not training, such as statistics.
     """
 
-    def __init__(self, model: nn.Module, aside: Callable[[], bool] = lambda: False) -> None:
-        self._model, self._aside = model, aside
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._known: dict[tuple[torch.Size, ...], Flops] = {}
         self.step = Flops()
 
@@ -66,7 +65,7 @@ class FlopMeter:
         """Surrounds the forward and backward of a step, after which `step` is what they cost."""
         shapes = tuple(tensor.shape for tensor in batch)
         if shapes not in self._known:
-            with _Watch(self._model, self._aside) as watch, watch.modules():
+            with _Watch(self._model) as watch, watch.modules():
                 yield
             self._known[shapes] = watch.flops()
         else:
@@ -83,9 +82,8 @@ class _Watch(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module, aside: Callable[[], bool]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._aside = aside
         self._weights = {_memory(parameter) for parameter in model.parameters()}
         self._weight_nodes: set[Any] = set()  # holds the nodes, or another one could take their place in memory
         self._modules_running = 0
@@ -123,7 +121,7 @@ class _Watch(TorchDispatchMode):
                 return out
         out = func(*args, **kwargs)
         self._follow_weights([*args, *kwargs.values()], out)
-        if formula is None or self._aside():
+        if formula is None:
             return out
         if operation is _aten.convolution_backward:
             self._count_convolution_backward(args, out)

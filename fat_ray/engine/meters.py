@@ -2,7 +2,6 @@
 
 import resource
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +31,11 @@ class StepMeter:
         model: The network, not its DDP wrapper.
         optimizer: Whose state is counted.
         device: Where the step runs.
-        aside: As for `FlopMeter`.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, aside: Callable[[], bool]) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self._model, self._optimizer = model, optimizer
-        self.flops = FlopMeter(model, aside)
+        self.flops = FlopMeter(model)
         self._memory = PeakMemory(device)
         self._ddp_bytes: int | None = None
         self._optimizer_bytes: int | None = None

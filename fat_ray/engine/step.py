@@ -64,7 +64,7 @@ class Trainer:
         torch.manual_seed(job.seed + 7919 * (rank + 1))  # dropout differs between ranks
         self.optimizer = build_optimizer(job.spec.train.optimizer, self.model)
         self.freezer = Freezer(self.model, self.optimizer, job.spec, policy=policy, seed=job.seed, follow=job.follow, emit=emit)
-        self.meter = StepMeter(self.model, self.optimizer, device, aside=lambda: self.freezer.collector.at_work)
+        self.meter = StepMeter(self.model, self.optimizer, device)
         self.order = TrainingOrder(task.train_set(), job.spec.train.global_batch, job.seed, rank, world_size)
         self.wrapped = wrap(self.model)
 

@@ -1,8 +1,7 @@
 """Collects the sums of factors during one forward and backward. Hooks exist only while armed: an idle step costs nothing."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +64,6 @@ class Collector:
         groups: Groups of the model; layers without a group are never watched.
         formulas: Which layers have factors, and which.
         halves: Whether to keep the two halves of the global batch apart.
-
-    Attributes:
-        at_work: Whether factors are computed at this moment, which whoever counts the work of training will leave out.
     """
 
     def __init__(self, model: nn.Module, groups: Iterable[Group], formulas: Formulas, *, halves: bool = False) -> None:
@@ -75,7 +71,6 @@ class Collector:
         self.layers = covered_layers(model, groups, formulas)
         self._handles: list[RemovableHandle] = []
         self._sums: Sums = {}
-        self.at_work = False
 
     def arm(self, layers: Collection[str], share: Share) -> None:
         """Watches these layers until `take`; call it again before each micro-batch.
@@ -98,7 +93,7 @@ class Collector:
                 return
 
             def gradient_hook(gradient: Tensor) -> None:
-                with self._aside():
+                with torch.no_grad():
                     values = gradient.float()
                     if squared:  # scaling the sums saves a pass over the gradient
                         self._add(layer, module, values, share, is_input=False, weight=scale**2)
@@ -106,18 +101,10 @@ class Collector:
                         self._add(layer, module, values if scale == 1 else values * scale, share, is_input=False)
 
             output.register_hook(gradient_hook)  # type: ignore[no-untyped-call]
-            with self._aside():
+            with torch.no_grad():
                 self._add(layer, module, inputs[0].detach(), share, is_input=True)
 
         return forward_hook
-
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """Work that is no part of training."""
-        self.at_work = True
-        with torch.no_grad():
-            yield
-        self.at_work = False
 
     def _add(self, layer: str, module: nn.Module, values: Tensor, share: Share, *, is_input: bool, weight: float = 1.0) -> None:
         sums = self._formulas.inputs if is_input else self._formulas.outputs

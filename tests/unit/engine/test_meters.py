@@ -33,7 +33,7 @@ def test_optimizer_state_is_counted_in_bytes(optimizer: type[torch.optim.Optimiz
 
 def test_state_that_is_dropped_is_seen_after_a_change() -> None:
     model, optimizer = stepped(torch.optim.AdamW, lr=0.1)
-    meter = StepMeter(model, optimizer, CPU, aside=lambda: False)
+    meter = StepMeter(model, optimizer, CPU)
     meter.begin()
     before = meter.end()
     meter.begin()
