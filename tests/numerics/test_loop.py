@@ -96,6 +96,9 @@ def test_the_active_set_shrinks_and_events_say_by_how_much() -> None:
         assert freeze.active_groups == len(start.groups) - len(gone)
     assert all(later.active_elements <= earlier.active_elements for earlier, later in pairwise(of(Step, events)))
     assert of(Step, events)[-1].active_elements == active
+    assert len({step.flops_forward for step in of(Step, events)}) == 1
+    for cost in ("flops_input_gradient", "flops_weight_gradient", "optimizer_bytes"):
+        assert all(getattr(later, cost) <= getattr(earlier, cost) for earlier, later in pairwise(of(Step, events))), cost
 
 
 def test_the_same_seed_is_the_same_run_to_the_bit() -> None:
