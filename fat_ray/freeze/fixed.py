@@ -37,9 +37,8 @@ class KeepOnly(Policy):
         return step == 0
 
     def decide(self, observation: Observation) -> Decision:
-        """Freezes the others, unless nothing would be left."""
-        kept = observation.active & self._keep
-        return Decision(observation.active & ~self._keep if kept.any() else np.zeros_like(kept))
+        """Freezes the others."""
+        return Decision(observation.active & ~self._keep)
 
 
 def keep_only(spec: FreezeSpec, context: PolicyContext) -> KeepOnly:

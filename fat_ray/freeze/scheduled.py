@@ -57,7 +57,7 @@ class FreezeOut(Policy):
         fractions = np.linspace(1.0, spec.first_freeze, len(context.layers))[::-1] ** (3 if spec.cubed else 1)
         self._fraction: Floats = fractions[context.depth]
         self._period = self._fraction * steps
-        self._end = np.ceil(self._period - 1e-9).astype(np.int64)  # 0.7 * 10 is a little more than 7
+        self._end = np.ceil(self._period - 1e-9).astype(np.int64)  # 0.55 * 100 is a little more than 55
         self._scaled = spec.scaled
         self._due = {int(end) for end in self._end if end < steps}
 
@@ -82,6 +82,9 @@ class GradualUnfreeze(Policy):
     Args:
         spec: `thaw_every` and `stages`.
         context: The layers and the head.
+
+    Raises:
+        PolicyError: The head owns no group.
     """
 
     def __init__(self, spec: FreezeSpec, context: PolicyContext) -> None:
@@ -89,6 +92,8 @@ class GradualUnfreeze(Policy):
         stages = [part for part in np.array_split(np.arange(len(body))[::-1], spec.stages) if part.size]
         thaw = {body[index]: (number + 1) * spec.thaw_every for number, part in enumerate(stages) for index in part}
         self._thaw = np.array([thaw.get(group.layer, 0) for group in context.groups], np.int64)
+        if self._thaw.all():
+            raise PolicyError(f"freeze.policy = {spec.policy}: no group lies in the head {', '.join(context.head)} (see freeze.head)")
         self._due = {0, *self._thaw.tolist()}
 
     def is_due(self, step: int) -> bool:
@@ -99,7 +104,7 @@ class GradualUnfreeze(Policy):
         """Freezes all but the head at step 0; later only thaws."""
         awake = self._thaw <= observation.step
         if observation.step == 0:
-            return Decision(observation.active & ~awake if (observation.active & awake).any() else np.zeros_like(awake))
+            return Decision(observation.active & ~awake)
         return Decision(np.zeros_like(awake), thaw=awake & ~observation.active)
 
 

@@ -139,6 +139,7 @@ def test_select_smallest_keeps_what_fits_the_largest_always_and_the_unknown_firs
     values, elements = np.array([5.0, 4.0, 3.0, np.nan, 9.0]), np.array([3, 4, 1, 2, 100])
     active = np.array([True, True, True, True, False])
     assert rules.select_smallest(values, active, elements, 6).tolist() == [False, True, False, False, False]
+    assert rules.select_smallest(values, active, elements, 5).tolist() == [False, True, True, False, False]
     assert rules.select_smallest(values, active, elements, 0).tolist() == [False, True, True, False, False]
     assert not rules.select_smallest(values, active, elements, 10).any()
 

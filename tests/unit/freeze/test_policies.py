@@ -73,6 +73,14 @@ def test_bitfit_keeps_every_bias_and_the_head() -> None:
     assert kept("bitfit") == BIASES | {"classify.0.weight", "classify.1.weight"}
 
 
+def test_bitfit_keeps_no_weight_that_cannot_freeze_without_its_bias() -> None:
+    spec, model = FreezeSpec(policy="bitfit", train_head=False), nn.Sequential(nn.Linear(4, 4), nn.PReLU())
+    context = describe(model, build_groups(model, GroupSpec()), spec)
+    assert {member.role for member in context.groups[0].members} == {"weight", "bias"}
+    with pytest.raises(PolicyError, match="no group would stay active"):
+        build_policy(spec, context)
+
+
 def test_norm_only_keeps_the_norms_and_the_head() -> None:
     assert kept("norm_only", train_head=False) == {"encoder.norm", "classify.0"}
     assert kept("norm_only") == {"encoder.norm"} | HEAD
@@ -165,6 +173,13 @@ def test_freezeout_freezes_layers_when_their_cosine_ends(cubed: bool) -> None:
         assert policy.is_due(step) == (frozen != previous).any()
 
 
+def test_freezeout_freezes_at_whole_steps_however_they_round() -> None:
+    """0.55 of 100 steps is 55, though 0.55 * 100 is a little more."""
+    spec = FreezeSpec(policy="freezeout", first_freeze=0.55, cubed=False)
+    policy = build_policy(spec, context_of(nn.Sequential(*(nn.Linear(2, 2) for _ in range(4))), spec, steps=100))
+    assert [step for step in range(102) if policy.is_due(step)] == [55, 70, 85]
+
+
 def test_freezeout_scaled_lets_all_layers_go_as_far() -> None:
     spec = FreezeSpec(policy="freezeout", first_freeze=0.5)
     context = context_of(network(), spec, steps=4000)
@@ -208,6 +223,22 @@ def test_gradient_norm_freezes_the_settled_front() -> None:
     later = policy.decide(observe(context, 36, previous_gradient_norm=before, gradient_norm=now, active=~decision.freeze))
     assert later.threshold == pytest.approx((0.2 + 0.5) / 2)
     assert later.freeze.tolist() == [False, False, True, True] + [False] * 6
+
+
+def test_gradual_unfreeze_needs_groups_in_the_head() -> None:
+    spec = FreezeSpec(policy="gradual_unfreeze")
+    with pytest.raises(PolicyError, match="no group lies in the head absent"):
+        build_policy(spec, replace(context_of(network(), spec), head=("absent",)))
+
+
+def test_gradient_norm_looks_at_active_groups_only() -> None:
+    spec = FreezeSpec(policy="gradient_norm", percentile=100, floor=0.0)
+    context = context_of(nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))), spec)
+    active = np.array([False, True, True, True, True, True])
+    before = np.where(active, 1.0, np.nan)
+    now = before * np.array([1.0, 0.9, 0.8, 0.8, 0.5, 0.5])
+    decision = build_policy(spec, context).decide(observe(context, 24, previous_gradient_norm=before, gradient_norm=now, active=active))
+    assert decision.freeze.tolist() == [False, True, True, True, False, False]
 
 
 def test_gradient_norm_keeps_the_floor_and_waits_for_a_second_look() -> None:
