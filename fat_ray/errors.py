@@ -54,6 +54,10 @@ class DataError(InputError):
     """A data set or pretrained weights cannot be used: missing, unreadable, empty or inconsistent."""
 
 
+class PolicyError(InputError):
+    """A freezing policy cannot be built for this model and run, or a user's own decided something impossible."""
+
+
 class OutputError(InputError):
     """The output directory cannot be used: it holds a study already, is not writable, or has no space left."""
 

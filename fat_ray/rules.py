@@ -170,6 +170,61 @@ def select_random(active: Bools, elements: Ints, target: int, rng: np.random.Gen
     return freeze
 
 
+def select_first(active: Bools, elements: Ints, target: float) -> Bools:
+    """Freezes active groups in network order as long as at least `target` elements, and one group, stay active."""
+    freeze = np.zeros_like(active)
+    order = np.flatnonzero(active)[:-1]
+    remaining = elements[active].sum() - np.cumsum(elements[order])
+    freeze[order[remaining >= target]] = True
+    return freeze
+
+
+def select_smallest(values: Floats, active: Bools, elements: Ints, target: float) -> Bools:
+    """Freezes all active groups but those of the largest values, which may hold `target` elements together.
+
+    Largest first; a group that does not fit freezes, smaller ones after it may still stay. The first always stays, and so do groups
+    without a value (NaN), whose elements count before all others.
+    """
+    known = np.flatnonzero(active & ~np.isnan(values))
+    freeze = np.zeros_like(active)
+    kept = int(elements[active & np.isnan(values)].sum())
+    for place, group in enumerate(known[np.argsort(-values[known], kind="stable")]):
+        fits = kept + int(elements[group]) <= target
+        if place == 0 or fits:
+            kept += int(elements[group])
+        else:
+            freeze[group] = True
+    return freeze
+
+
+def relative_change(previous: Floats, current: Floats) -> Floats:
+    """`|previous - current| / previous`; 0 where both are 0, infinite where only the previous is, NaN where either is not known."""
+    change = np.abs(previous - current)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(change == 0, 0.0, change / previous)
+
+
+def select_settled(change: Floats, elements: Ints, percentile: float, *, target: float) -> tuple[int, float]:
+    """How many layers, from the first on, have settled: their change lies below a percentile of all changes that are known.
+
+    Args:
+        change: Per active layer, in network order; NaN where not known.
+        elements: Active entries per layer.
+        percentile: 0 < p <= 100, with linear interpolation.
+        target: So many elements stay active.
+
+    Returns:
+        The number of leading layers that freeze, and the threshold, which is -inf if no change is known.
+    """
+    finite = change[np.isfinite(change)]
+    if not finite.size:
+        return 0, -np.inf
+    tau = float(np.percentile(finite, percentile))
+    remaining = elements.sum() - np.cumsum(elements)
+    settled = (change < tau) & (remaining >= target)
+    return int(np.logical_and.accumulate(settled).sum()), tau
+
+
 def compromise(values: Mapping[str, Sequence[float]], directions: Sequence[str]) -> str:
     """The candidate nearest to the ideal point, each objective scaled to [0, 1] between its worst and best value among the candidates.
 

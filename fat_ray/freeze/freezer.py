@@ -24,6 +24,7 @@ from fat_ray.fisher.collector import Collector, Share
 from fat_ray.fisher.groups import build_groups
 from fat_ray.fisher.meter import DriftMeter, build_formulas
 from fat_ray.fisher.reduce import Ranks, check_agreement, check_layout, world
+from fat_ray.freeze.context import describe, group_spec
 from fat_ray.freeze.entries import ActiveEntries
 from fat_ray.freeze.policies import build_policy
 from fat_ray.freeze.policy import Decision, Observation, Policy
@@ -73,8 +74,11 @@ class Freezer:
         self._model, self._ranks = model, process_group
         self._emit = emit or _ignore
         self._device = next(model.parameters()).device
-        self.groups = build_groups(model, spec.fisher.groups)
-        self.policy = policy or build_policy(spec.freeze, seed=seed, follow=follow, bury_dead=spec.fisher.uncovered == "zero")
+        self.groups = build_groups(model, group_spec(spec.freeze, spec.fisher.groups))
+        bury_dead = spec.fisher.uncovered == "zero"
+        self.policy = policy or build_policy(
+            spec.freeze, describe(model, self.groups, spec.freeze, seed=seed, follow=follow, bury_dead=bury_dead)
+        )
         self.entries = ActiveEntries(model, optimizer, self.groups)
         self.meter = DriftMeter(model, self.groups, spec.fisher, spec.drift, process_group)
         self.collector = Collector(model, self.groups, build_formulas(spec.fisher), halves=self.meter.halves)
@@ -111,7 +115,7 @@ class Freezer:
         return changed
 
     def _collects(self) -> bool:
-        return self.policy.needs_drift and self.step % self.spec.fisher.every == 0
+        return "drift" in self.policy.needs and self.step % self.spec.fisher.every == 0
 
     def _measure(self) -> None:
         """Sums to distances to smoothed drift."""
@@ -160,6 +164,7 @@ class Freezer:
         return changed
 
     def _observe(self) -> Observation:
+        unknown = np.full(len(self.groups), np.nan)
         return Observation(
             step=self.step,
             event=self.num_events,
@@ -168,6 +173,9 @@ class Freezer:
             dead=self.meter.dead,
             active=self.entries.active.copy(),
             elements=self.entries.elements,
+            gradient_norm=unknown,
+            previous_gradient_norm=unknown,
+            fisher=unknown,
         )
 
     def _event(self, decision: Decision, decide_s: float) -> Freeze:

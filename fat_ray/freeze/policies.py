@@ -1,103 +1,64 @@
-"""The policies: `none` (full fine-tuning), `fisher_drift` (the method), `random_matched` (its control)."""
+"""From a specification to the policy that it names."""
 
-from collections.abc import Sequence
+import copy
 
-import numpy as np
+from torch import nn
 
-from fat_ray import rules
-from fat_ray.freeze.policy import Decision, Observation, Policy
-from fat_ray.spec.run import FreezeSpec
-
-
-class FullFineTuning:
-    """Never freezes anything."""
-
-    needs_drift = False
-
-    def is_due(self, step: int) -> bool:  # noqa: ARG002  the protocol's signature
-        """Never."""
-        return False
-
-    def decide(self, observation: Observation) -> Decision:
-        """Freezes nothing."""
-        return Decision(np.zeros_like(observation.active))
+from fat_ray.fisher.groups import build_groups
+from fat_ray.freeze.context import PolicyContext, describe, group_spec, prepare_model
+from fat_ray.freeze.custom import build_custom
+from fat_ray.freeze.fixed import FullFineTuning, keep_only
+from fat_ray.freeze.measured import FisherDrift, FishMask, GradientNorm
+from fat_ray.freeze.policy import Policy
+from fat_ray.freeze.scheduled import FreezeOut, GradualUnfreeze, LinearSchedule, random_matched
+from fat_ray.spec.run import FreezeSpec, MethodSpec
 
 
-class FisherDrift:
-    """Freezes groups whose smoothed Fisher drift fell below `mean + λ·std` of the active ones (arXiv 2606.10196, Alg. 2).
-
-    Args:
-        spec: Threshold, window and limits.
-        bury_dead: Whether groups whose Fisher is zero by decree freeze at step 0, as released.
-    """
-
-    needs_drift = True
-
-    def __init__(self, spec: FreezeSpec, *, bury_dead: bool = False) -> None:
-        self._spec, self._bury_dead = spec, bury_dead
-
-    def is_due(self, step: int) -> bool:
-        """Every n steps after the warm-up; at step 0 only to freeze groups without Fisher."""
-        if step == 0:
-            return self._bury_dead
-        return step >= self._spec.warmup_steps and step % self._spec.every == 0
-
-    def decide(self, observation: Observation) -> Decision:
-        """See `rules.threshold` and `rules.select`; without any score nothing freezes and there is no threshold."""
-        if observation.step == 0:
-            return Decision(observation.active & observation.dead)
-        eligible = observation.active & np.isfinite(observation.scores)
-        if not eligible.any():
-            return Decision(np.zeros_like(observation.active))
-        tau = rules.threshold(observation.scores, eligible, self._spec.threshold)
-        confidence = self._spec.confidence
-        upper = observation.scores + confidence * observation.errors if confidence else observation.scores
-        chosen = rules.select(upper, observation.active, observation.elements, tau, floor=self._spec.floor, cap=self._spec.cap)
-        return Decision(chosen.freeze, tau, chosen.limited_by)
-
-
-class RandomMatched:
-    """Freezes as many elements as a recorded run did, at the same steps, chosen at random: what any drift signal has to beat.
-
-    Args:
-        schedule: (step, active elements after the event) of the recorded run, in order.
-        seed: Seed of the run; with the number of the event it decides the order of the groups.
-    """
-
-    needs_drift = False
-
-    def __init__(self, schedule: Sequence[tuple[int, int]], seed: int) -> None:
-        self._targets = dict(schedule)
-        self._seed = seed
-
-    def is_due(self, step: int) -> bool:
-        """At the steps of the recorded events."""
-        return step in self._targets
-
-    def decide(self, observation: Observation) -> Decision:
-        """See `rules.select_random`."""
-        rng = np.random.default_rng((self._seed, observation.event))
-        return Decision(rules.select_random(observation.active, observation.elements, self._targets[observation.step], rng))
-
-
-def build_policy(spec: FreezeSpec, *, seed: int, follow: Sequence[tuple[int, int]] | None, bury_dead: bool = False) -> Policy:
+def build_policy(spec: FreezeSpec, context: PolicyContext) -> Policy:  # noqa: PLR0911  one policy per case
     """The policy that a specification names.
 
     Args:
         spec: Its settings.
-        bury_dead: See `FisherDrift`.
-        seed: Seed of the run.
-        follow: For random_matched, the schedule to follow.
+        context: What it may know of the model and the run.
 
     Raises:
-        ValueError: random_matched without a schedule.
+        PolicyError: It needs something that the model or the run has not; or a user's own cannot be built.
     """
     match spec.policy:
         case "none":
             return FullFineTuning()
         case "fisher_drift":
-            return FisherDrift(spec, bury_dead=bury_dead)
+            return FisherDrift(spec, bury_dead=context.bury_dead)
+        case "head_only" | "bitfit" | "norm_only" | "lora":
+            return keep_only(spec, context)
+        case "linear_schedule":
+            return LinearSchedule(spec, context)
+        case "freezeout":
+            return FreezeOut(spec, context)
+        case "gradual_unfreeze":
+            return GradualUnfreeze(spec, context)
+        case "gradient_norm":
+            return GradientNorm(spec, context)
+        case "fish_mask":
+            return FishMask(spec)
         case "random_matched":
-            if follow is None:
-                raise ValueError("freeze.policy = random_matched needs a recorded schedule to follow: launch it as a baseline of a study")
-            return RandomMatched(follow, seed)
+            return random_matched(context)
+        case own:
+            return build_custom(own, context)
+
+
+def check_policy(model: nn.Module, spec: MethodSpec, steps: int) -> None:
+    """Builds the policy of a run and drops it, so that what is wrong is found before any worker starts.
+
+    Args:
+        model: The network of the run; it is not changed.
+        spec: Who decides, and how the model is cut.
+        steps: Optimizer steps of the run.
+
+    Raises:
+        PolicyError: See `prepare_model`, `describe` and `build_policy`.
+    """
+    freeze = spec.freeze
+    prepared = prepare_model(copy.deepcopy(model) if freeze.policy == "lora" else model, freeze, seed=0)
+    groups = build_groups(prepared, group_spec(freeze, spec.fisher.groups))
+    build_policy(freeze, describe(prepared, groups, freeze, steps=steps))

@@ -7,8 +7,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from fat_ray.spec.base import nearest
 from fat_ray.spec.document import Path, shorten
-from fat_ray.spec.keys import FIXED, TASK_METRICS, nearest, run_fields, scalar, task_model, value_adapter
+from fat_ray.spec.keys import FIXED, TASK_METRICS, run_fields, scalar, task_model, value_adapter
 from fat_ray.spec.run import RunSpec
 from fat_ray.spec.study import Distribution, FloatRange, IntRange, StudySpec
 from fat_ray.spec.task import CustomTaskSpec
@@ -41,11 +42,14 @@ def cross_problems(data: Mapping[str, Any], spec: StudySpec | None) -> Iterator[
 
 
 def searchable(data: Mapping[str, Any]) -> dict[str, FieldInfo | None]:
-    """The fields that a search may vary, by dotted key; None for settings of one's own task, whose limits only it knows."""
+    """The fields that a search may vary, by dotted key; None for settings of one's own task or policy, whose limits only they know."""
     task = task_model(data)
     found: dict[str, FieldInfo | None] = {key: info for key, info in run_fields(task).items() if key not in FIXED and scalar(info)}
     if task is CustomTaskSpec:
         found |= dict.fromkeys(_settings(data["task"].get("settings"), "task.settings"))
+    freeze = data.get("freeze")
+    if isinstance(freeze, dict):
+        found |= dict.fromkeys(_settings(freeze.get("options") or {}, "freeze.options"))
     return found
 
 

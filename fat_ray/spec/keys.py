@@ -1,7 +1,6 @@
 """Which keys a study file knows, which of them can be searched, and what a misspelt one was meant to be."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, get_args
 
 from pydantic import ConfigDict, TypeAdapter
@@ -36,13 +35,6 @@ FIXED: Mapping[str, str] = {
 
 _DISTRIBUTIONS: Mapping[object, type[Strict]] = {"float": FloatRange, "int": IntRange, "categorical": Choice}
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word most like the given one, or that it abbreviates; None when nothing is near."""
-    words = list(known)
-    found = get_close_matches(word, words, n=1, cutoff=0.6) or [other for other in words if len(word) > 2 and other.startswith(word)]
-    return found[0] if found else None
 
 
 def task_model(data: object) -> type[Strict] | None:

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fat_ray.spec.base import Count, Decay, Fraction, NonNegative, Positive, Strict
+from fat_ray.spec.base import Count, Decay, Fraction, NonNegative, Positive, PositiveFraction, Strict
+from fat_ray.spec.policy import PolicyName
 from fat_ray.spec.task import CrackSegmentationSpec, TaskSpec
 
 
@@ -121,23 +122,59 @@ class DriftSpec(Strict):
 
 
 class FreezeSpec(Strict):
-    """Who decides what freezes, and when."""
+    """Who decides what freezes, and when. A field that the policy does not use has no effect."""
 
-    policy: Literal["none", "fisher_drift", "random_matched"] = "fisher_drift"
+    policy: PolicyName = "fisher_drift"
+    """Who decides (docs/method.md, section 7): fisher_drift, none, head_only, bitfit, norm_only, linear_schedule, freezeout,
+    gradual_unfreeze, gradient_norm, fish_mask, lora, random_matched; or one of your own, as `module:function` or by the name of an
+    entry point in the group `fat_ray.policies`."""
     threshold: float = -0.5
-    """λ: groups whose score lies below mean + λ·std over the active groups freeze. Zero or more freezes most groups at once."""
+    """fisher_drift: λ, groups whose score lies below mean + λ·std over the active groups freeze. Zero or more freezes most groups at
+    once."""
     every: Count = 12
-    """Freeze window n: steps between decisions."""
+    """fisher_drift, gradient_norm, linear_schedule: freeze window n, steps between decisions."""
     warmup_steps: Annotated[int, Field(ge=0)] = 12
-    """No decision before this step."""
+    """fisher_drift, gradient_norm, linear_schedule, fish_mask: no decision before this step."""
     floor: Fraction = 0.05
-    """Smallest fraction of elements that stays active."""
-    cap: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Largest fraction of the active elements that one event may freeze."""
+    """fisher_drift, gradient_norm: smallest fraction of elements that stays active."""
+    cap: PositiveFraction = 0.5
+    """fisher_drift: largest fraction of the active elements that one event may freeze."""
     confidence: NonNegative = 0.0
-    """A group freezes only if its score plus this many of its standard errors lies below the threshold."""
+    """fisher_drift: a group freezes only if its score plus this many of its standard errors lies below the threshold."""
     follow: str | None = None
-    """random_matched only: the run whose recorded schedule is followed; null: that of the same study's best compromise."""
+    """random_matched: the run whose recorded schedule is followed; null: that of the same study's best compromise."""
+    head: list[str] | None = None
+    """head_only, gradual_unfreeze, and the three of `train_head`: paths of the modules that are the head; null: what the model's
+    attribute `head_modules` says, else the last child that owns trainable parameters."""
+    train_head: bool = True
+    """bitfit, norm_only, lora: the head trains too, and lora gives it no adapters."""
+    keep: PositiveFraction = 0.1
+    """fish_mask: largest fraction of elements that stays active."""
+    final_active: Fraction = 0.1
+    """linear_schedule: fraction of elements that is active at the end of the schedule."""
+    until: PositiveFraction = 0.8
+    """linear_schedule: fraction of the steps at which the schedule ends."""
+    first_freeze: PositiveFraction = 0.8
+    """freezeout: t_0, when the first layer freezes, as a fraction of the steps, before it is cubed."""
+    cubed: bool = True
+    """freezeout: freeze times are cubed, so that early layers freeze much earlier."""
+    scaled: bool = True
+    """freezeout: the learning rate of a layer is divided by its freeze time, so that all layers go as far."""
+    percentile: Annotated[float, Field(gt=0, le=100)] = 50.0
+    """gradient_norm: layers freeze whose gradient norm changed less than this percentile of the active layers' changes."""
+    thaw_every: Count = 12
+    """gradual_unfreeze: steps until the next stage below the head thaws."""
+    stages: Count = 4
+    """gradual_unfreeze: parts of equally many layers below the head, thawed from the last to the first."""
+    rank: Count = 8
+    """lora: rank r of the adapters."""
+    alpha: Count = 16
+    """lora: adapters are scaled by alpha / rank."""
+    targets: list[str] | None = None
+    """lora: layers that get adapters, each a path or the end of one; null: every Linear and convolution outside the head that allows
+    merging."""
+    options: dict[str, Any] = {}
+    """A policy of your own: whatever it understands."""
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -224,7 +261,7 @@ def _differences(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found[key] = _differences(defaults[key], value)
-        elif value != defaults[key]:
+            found[key] = _differences(defaults.get(key) or {}, value)
+        elif key not in defaults or value != defaults[key]:
             found[key] = value
     return found

@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
+from fat_ray.spec.base import nearest
 from fat_ray.spec.document import Path, shorten
-from fat_ray.spec.keys import nearest, run_fields, section_model, task_model
+from fat_ray.spec.keys import run_fields, section_model, task_model
 
 _TYPES: Mapping[str, str] = {
     "float_type": "a number",

@@ -7,12 +7,13 @@ from pathlib import Path
 from fat_ray.errors import InputError
 from fat_ray.records.manifest import create_study, discard_study
 from fat_ray.records.wandb import WandbMirror
-from fat_ray.spec.study import StudySpec
+from fat_ray.spec.run import FreezeSpec
+from fat_ray.spec.study import Choice, StudySpec
 
 
 @contextmanager
 def opened(spec: StudySpec, text: str, directory: Path, command: Sequence[str]) -> Iterator[WandbMirror]:
-    """Checks task, directory and mirror, and makes the directory; bad input or Ctrl-C before the first run leaves nothing behind.
+    """Checks task, policies, directory and mirror, and makes the directory; bad input or Ctrl-C before the first run leaves nothing behind.
 
     Args:
         spec: The study.
@@ -24,11 +25,14 @@ def opened(spec: StudySpec, text: str, directory: Path, command: Sequence[str]) 
         The mirror, which can write. Whoever uses it closes it.
 
     Raises:
-        InputError: The data, the directory or W&B cannot be used.
+        InputError: The data, a policy, the directory or W&B cannot be used.
     """
+    from fat_ray.freeze.policies import check_policy
     from fat_ray.tasks.registry import check_task
 
-    check_task(spec.task)
+    model = check_task(spec.task)
+    for freeze in _policies(spec):
+        check_policy(model, spec.run.model_copy(update={"freeze": freeze}), spec.train.steps)
     create_study(directory, spec, text, command=command)
     try:
         mirror = WandbMirror(directory, spec.wandb)
@@ -37,3 +41,10 @@ def opened(spec: StudySpec, text: str, directory: Path, command: Sequence[str]) 
     except (InputError, KeyboardInterrupt):
         discard_study(directory)  # the same command may be given again
         raise
+
+
+def _policies(spec: StudySpec) -> Iterator[FreezeSpec]:
+    """The base run's policy, or each one that is searched; random_matched has nothing to follow yet."""
+    searched = spec.search.get("freeze.policy")
+    names = searched.choices if isinstance(searched, Choice) else [spec.freeze.policy]
+    yield from (spec.freeze.model_copy(update={"policy": name}) for name in names if name != "random_matched")

@@ -1,13 +1,11 @@
 """From a task's specification to the task. A built-in task is one more case of `build_task`."""
 
-import importlib
-import traceback
-from collections.abc import Mapping, Sized
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sized
 from typing import Any, cast, get_args
 
 from torch import nn
 
+from fat_ray import plugins
 from fat_ray.errors import DataError
 from fat_ray.spec.task import CrackSegmentationSpec, CustomTaskSpec, TaskSpec
 from fat_ray.tasks.base import Direction, Task
@@ -27,8 +25,11 @@ def build_task(spec: TaskSpec) -> Task:
             return _build_custom(spec)
 
 
-def check_task(spec: TaskSpec) -> None:
-    """Builds the task and its model once and drops them, so that what is wrong is found before any worker starts.
+def check_task(spec: TaskSpec) -> nn.Module:
+    """Builds the task and its model once, so that what is wrong is found before any worker starts.
+
+    Returns:
+        The model, for further checks.
 
     Raises:
         DataError: See `build_task`; or a set is empty, ``val`` is missing, or the model cannot be built.
@@ -45,10 +46,12 @@ def check_task(spec: TaskSpec) -> None:
     model = _call(spec.name, "build_model", task.build_model)
     if not isinstance(model, nn.Module):
         raise DataError(f"task {spec.name}: build_model() returned a {type(model).__name__}; it must be a torch.nn.Module")
+    return model
 
 
 def _build_custom(spec: CustomTaskSpec) -> Task:
-    task = _call(spec.name, "the call with task.settings", _resolve(spec.name), **spec.settings)
+    make = plugins.resolve("task.name", spec.name, "a task", DataError)
+    task = _call(spec.name, "the call with task.settings", make, **spec.settings)
     missing = [name for name in (*vars(Task), "metrics") if not name.startswith("_") and not hasattr(task, name)]
     if missing:
         raise DataError(f"task {spec.name} returned a {type(task).__name__} that lacks {', '.join(missing)} of fat_ray.tasks.base.Task")
@@ -58,30 +61,5 @@ def _build_custom(spec: CustomTaskSpec) -> Task:
     return cast("Task", task)
 
 
-def _resolve(name: str) -> Any:
-    module_name, function_name = name.split(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        remedy = "it must be importable on every worker: install it, or put its directory on PYTHONPATH"
-        raise DataError(f"task.name = {name}: cannot import {module_name} ({_describe(error)}); {remedy}") from error
-    if not hasattr(module, function_name):
-        raise DataError(f"task.name = {name}: module {module_name} has no {function_name}")
-    if not callable(getattr(module, function_name)):
-        raise DataError(f"task.name = {name}: {function_name} is not callable; it must be a function that returns a task")
-    return getattr(module, function_name)
-
-
-def _call(name: str, what: str, function: Any, **settings: Any) -> Any:
-    """Calls the user's code; whatever it raises becomes one line that says where."""
-    try:
-        return function(**settings)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"task {name}: {what} failed: {_describe(error)}") from error
-
-
-def _describe(error: Exception) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error}, at {Path(frame.filename).name}:{frame.lineno}"
+def _call(name: str, what: str, function: Callable[..., Any], **settings: Any) -> Any:
+    return plugins.call(f"task {name}: {what}", DataError, function, **settings)

@@ -9,7 +9,7 @@ from fat_ray.engine.step import Trainer
 from fat_ray.errors import RankDisagreementError, RunFailedError
 from fat_ray.fisher.collector import Sums
 from fat_ray.fisher.reduce import world
-from fat_ray.freeze.policies import FisherDrift
+from fat_ray.freeze.measured import FisherDrift
 from fat_ray.spec.run import FreezeSpec
 from fat_ray.spec.task import CustomTaskSpec
 from fat_ray.train.local import run_local

@@ -14,7 +14,7 @@ from fat_ray.errors import RankDisagreementError
 from fat_ray.events import Drift, Eval, Freeze, Status, Step
 from fat_ray.fisher.reduce import check_agreement, world
 from fat_ray.fisher.state import State
-from fat_ray.freeze.policies import FisherDrift
+from fat_ray.freeze.measured import FisherDrift
 from fat_ray.records.sink import MemorySink
 from fat_ray.spec.run import FreezeSpec
 from tests.support.distributed import run_distributed

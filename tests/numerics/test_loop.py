@@ -12,7 +12,7 @@ import torch
 from fat_ray.engine.loop import train
 from fat_ray.engine.step import Trainer
 from fat_ray.events import Drift, Eval, Event, Freeze, RunEnd, RunStart, Status, Step
-from fat_ray.freeze.policies import FisherDrift
+from fat_ray.freeze.measured import FisherDrift
 from fat_ray.records.sink import MemorySink
 from fat_ray.spec.run import FreezeSpec
 from tests.support.jobs import task_of, tiny_job

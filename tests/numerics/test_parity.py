@@ -16,7 +16,7 @@ from fat_ray.fisher.drift import js_distance
 from fat_ray.fisher.groups import Group, build_groups
 from fat_ray.fisher.released import ReleasedFormulas
 from fat_ray.fisher.state import RunningAverage, group_values
-from fat_ray.freeze.policies import FisherDrift
+from fat_ray.freeze.measured import FisherDrift
 from fat_ray.freeze.policy import Observation
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.run import RunSpec
@@ -174,7 +174,8 @@ def test_smoothing_scores_and_decisions_on_the_recorded_distances(name: str) -> 
             entry = decisions[step]
             expected = np.array([entry["scores"].get(group, np.nan) for group in names])
             np.testing.assert_allclose(scores[active], expected[active], rtol=0, atol=1e-12)
-            decision = policy.decide(Observation(step, decided, scores, np.zeros_like(scores), ~active, active, elements))
+            errors, unknown = np.zeros_like(scores), np.full_like(scores, np.nan)
+            decision = policy.decide(Observation(step, decided, scores, errors, ~active, active, elements, unknown, unknown, unknown))
             active = active & ~decision.freeze
             assert {group for group, on in zip(names, active, strict=True) if on} == set(kept(entry))
             decided += 1

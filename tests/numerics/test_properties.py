@@ -16,8 +16,9 @@ from fat_ray.fisher.groups import build_groups
 from fat_ray.fisher.meter import DriftMeter, build_formulas
 from fat_ray.fisher.state import RunningAverage
 from fat_ray.freeze.entries import ActiveEntries
-from fat_ray.freeze.policies import FisherDrift, RandomMatched
+from fat_ray.freeze.measured import FisherDrift
 from fat_ray.freeze.policy import Observation, Policy
+from fat_ray.freeze.scheduled import RandomMatched
 from fat_ray.spec.run import DriftSpec, FisherSpec, FreezeSpec, GroupSpec, RunSpec
 from tests.support.factors import collect
 
@@ -227,7 +228,8 @@ def test_the_active_set_only_shrinks(seed: int, policy: Policy) -> None:
     for event in range(NUM_EVENTS):
         before = entries.active.copy()
         scores = np.where(rng.random(len(groups)) < 0.2, np.nan, rng.normal(size=len(groups)))
-        observation = Observation(event, event, scores, rng.random(len(groups)), dead, before.copy(), entries.elements)
+        errors, unknown = rng.random(len(groups)), np.full(len(groups), np.nan)
+        observation = Observation(event, event, scores, errors, dead, before.copy(), entries.elements, unknown, unknown, unknown)
         decision = policy.decide(observation)
         assert not (decision.freeze & ~before).any()
         entries.freeze(decision.freeze)

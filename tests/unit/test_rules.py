@@ -125,3 +125,33 @@ def test_with_two_objectives_the_nearest_to_the_ideal_point_is_chosen() -> None:
 @pytest.mark.parametrize("values", [{"only": [0.5, 3.0]}, {"only": [0.5, 3.0], "same": [0.5, 3.0]}])
 def test_ties_and_ranges_without_extent_go_to_the_first(values: dict[str, list[float]]) -> None:
     assert rules.compromise(values, ["maximize", "minimize"]) == "only"
+
+
+def test_select_first_takes_the_front_and_never_the_last() -> None:
+    active, elements = np.array([False, True, True, True, True]), np.array([9, 1, 2, 3, 4])
+    assert rules.select_first(active, elements, 7).tolist() == [False, True, True, False, False]
+    assert rules.select_first(active, elements, 6.5).tolist() == [False, True, True, False, False]
+    assert rules.select_first(active, elements, 0).tolist() == [False, True, True, True, False]
+    assert not rules.select_first(active, elements, 99).any()
+
+
+def test_select_smallest_keeps_what_fits_the_largest_always_and_the_unknown_first() -> None:
+    values, elements = np.array([5.0, 4.0, 3.0, np.nan, 9.0]), np.array([3, 4, 1, 2, 100])
+    active = np.array([True, True, True, True, False])
+    assert rules.select_smallest(values, active, elements, 6).tolist() == [False, True, False, False, False]
+    assert rules.select_smallest(values, active, elements, 5).tolist() == [False, True, True, False, False]
+    assert rules.select_smallest(values, active, elements, 0).tolist() == [False, True, True, False, False]
+    assert not rules.select_smallest(values, active, elements, 10).any()
+
+
+def test_relative_change() -> None:
+    previous, current = np.array([2.0, 2.0, 0.0, 0.0, np.nan, 1.0]), np.array([1.0, 3.0, 0.0, 1.0, 1.0, np.nan])
+    assert np.array_equal(rules.relative_change(previous, current), [0.5, 0.5, 0.0, np.inf, np.nan, np.nan], equal_nan=True)
+
+
+def test_select_settled_stops_at_the_first_that_moves_is_unknown_or_is_needed() -> None:
+    change, elements = np.array([0.1, 0.2, np.nan, 0.1, 0.9, np.inf]), np.array([10, 10, 10, 10, 10, 10])
+    assert rules.select_settled(change, elements, 100, target=0) == (2, pytest.approx(0.9))
+    assert rules.select_settled(change, elements, 100, target=45) == (1, pytest.approx(0.9))
+    assert rules.select_settled(change, elements, 10, target=0) == (0, pytest.approx(0.1))
+    assert rules.select_settled(np.full(6, np.nan), elements, 50, target=0) == (0, -np.inf)

@@ -8,7 +8,7 @@ import pytest
 
 from fat_ray.errors import Problem, SpecError
 from fat_ray.spec.load import LoadedStudy, load_study, study_schema
-from fat_ray.spec.study import FloatRange
+from fat_ray.spec.study import Choice, FloatRange
 
 GOOD = """\
 name: my-study
@@ -101,7 +101,7 @@ def test_the_quickstart_is_right_and_searches_what_it_promises() -> None:
         ("name: a\ntask:\n  name: cracks", 3, "task.name", "cracks", "unknown task: give name: crack_segmentation"),
         ("name: a\ntask:\n  name: crack_segmentation\n  image_sizes: 64", 4, "task.image_sizes", "64", "did you mean image_size?"),
         ("name: a\ntask:\n  name: crack_segmentation\n  image_size: 33", 4, "task.image_size", "33", "must be a multiple of 32"),
-        ("name: a\nfreeze: {policy: fisher}", 2, "freeze.policy", "fisher", "or random_matched; did you mean fisher_drift?"),
+        ("name: a\nfreeze: {policy: fisher}", 2, "freeze.policy", "fisher", "or module:function of your own; did you mean fisher_drift?"),
         ("name: a\nsampler: {name: tp}", 2, "sampler.name", "tp", "must be tpe, random, qmc or nsga2; did you mean tpe?"),
         ("name: a\nscheduler: {name: hyperband}", 2, "scheduler.name", "hyperband", "must be asha, median or none"),
         ("name: My Study", 1, "name", "My Study", "lower-case"),
@@ -282,6 +282,31 @@ def test_settings_of_ones_own_task_can_be_searched(load: Load, problem: TheProbl
     assert list(spec.search) == ["task.settings.inner.depth"]
     found = problem(text + "  task.settings.widht: {type: int, low: 1, high: 3}")
     assert "did you mean task.settings.width?" in found.message
+
+
+def test_a_policy_of_ones_own_is_named_and_its_options_can_be_searched(load: Load, problem: TheProblem) -> None:
+    text = "name: a\nfreeze: {policy: my_package.policies:mine, options: {depth: 2, inner: {rate: 0.5}}}\nsearch:\n"
+    spec = load(text + "  freeze.options.inner.rate: {type: float, low: 0.1, high: 0.9}").spec
+    assert (spec.freeze.policy, list(spec.search)) == ("my_package.policies:mine", ["freeze.options.inner.rate"])
+    found = problem(text + "  freeze.options.dept: {type: int, low: 1, high: 3}")
+    assert "did you mean freeze.options.depth?" in found.message
+
+
+def test_policies_can_be_searched_by_name(load: Load, problem: TheProblem) -> None:
+    text = "name: a\nsearch:\n  freeze.policy: {type: categorical, choices: [%s]}"
+    names = "none, bitfit, lora, my_package:mine"
+    assert load(text % names).spec.search["freeze.policy"] == Choice(type="categorical", choices=names.split(", "))
+    found = problem(text % "none, bitfitt")
+    assert (found.field, found.value) == ("search.freeze.policy.choices[1]", "bitfitt")
+    assert found.message.endswith("or module:function of your own; did you mean bitfit?")
+    assert "it is not a single number" in problem("name: a\nsearch:\n  freeze.options: {type: int, low: 1, high: 3}").message
+
+
+@pytest.mark.parametrize("name", ["my package:f", "my_package:", ":f", "a:b:c", "my-package:f"])
+def test_a_policy_that_cannot_be_a_function_is_refused(problem: TheProblem, name: str) -> None:
+    found = problem(f"name: a\nfreeze: {{policy: '{name}'}}")
+    assert (found.field, found.value) == ("freeze.policy", name)
+    assert "must be fisher_drift, none, " in found.message
 
 
 def test_metrics_of_ones_own_task_are_left_to_it(load: Load) -> None:

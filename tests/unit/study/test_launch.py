@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from fat_ray.records.wandb import WandbMirror
 from fat_ray.study.launch import launch
@@ -33,7 +34,7 @@ def test_the_mirror_that_was_checked_is_the_one_that_mirrors(tmp_path: Path, mon
 
     monkeypatch.setattr(WandbMirror, "__init__", count)
     monkeypatch.setattr(WandbMirror, "check_writable", check)
-    monkeypatch.setattr("fat_ray.tasks.registry.check_task", lambda _: None)
+    monkeypatch.setattr("fat_ray.tasks.registry.check_task", lambda _: nn.Linear(4, 4))
     monkeypatch.setattr("fat_ray.study.launch.prepare", lambda _: None)
     monkeypatch.setattr("fat_ray.study.cluster.connect", one_node)
     monkeypatch.setattr("fat_ray.study.tune.run_trials", lambda *args: used.append(args[-1]))

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from fat_ray.analysis.compare import compare
 from fat_ray.analysis.render import as_json
 from fat_ray.analysis.report import write_report
 from fat_ray.analysis.status import read_status
-from fat_ray.errors import DataError, InputError, OutputError, ResourceError, RunFailedError
+from fat_ray.errors import DataError, InputError, OutputError, PolicyError, ResourceError, RunFailedError
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.manifest import read_manifest
 from fat_ray.records.reader import run_end, run_start
@@ -40,7 +41,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[RunJob]:
         return END
 
     monkeypatch.setattr("fat_ray.train.local.run_local", train)
-    monkeypatch.setattr("fat_ray.tasks.registry.check_task", lambda _: None)
+    monkeypatch.setattr("fat_ray.tasks.registry.check_task", lambda _: nn.Linear(4, 4))
     return trained
 
 
@@ -75,6 +76,14 @@ def test_nothing_is_made_when_the_task_is_wrong(tmp_path: Path, jobs: list[RunJo
     monkeypatch.setattr("fat_ray.tasks.registry.check_task", refuse)
     with pytest.raises(DataError):
         run_once(SPEC, text="", directory=tmp_path / "one", seed=0)
+    assert jobs == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_made_when_the_policy_is_wrong(tmp_path: Path, jobs: list[RunJob]) -> None:
+    freeze = SPEC.freeze.model_copy(update={"policy": "head_only", "head": ["decoder"]})
+    with pytest.raises(PolicyError, match=r"freeze\.head: 'decoder' is no module"):
+        run_once(SPEC.model_copy(update={"freeze": freeze}), text="", directory=tmp_path / "one", seed=0)
     assert jobs == []
     assert list(tmp_path.iterdir()) == []
 

@@ -61,3 +61,10 @@ def test_a_searched_preset_brings_its_fields_but_not_over_what_the_study_sets() 
     expected = {"preset": "released", "freeze": {"floor": 0.2, "threshold": -0.7}, "fisher": {"every": 3}}
     assert released == RunSpec.model_validate(expected)
     assert with_params(base, {"preset": "corrected"}) == base
+
+
+def test_a_searched_preset_keeps_the_options_of_ones_own_policy() -> None:
+    base = RunSpec.model_validate({"freeze": {"policy": "mine:policy", "options": {"a": 1, "b": {"c": 2}}}})
+    released = with_params(base, {"preset": "released", "freeze.options.b.c": 3})
+    assert released.freeze.options == {"a": 1, "b": {"c": 3}}
+    assert released.freeze.floor == 0.0
