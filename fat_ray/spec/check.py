@@ -1,19 +1,22 @@
 """What one field of a study cannot know alone: whether searched keys exist, their values fit, and metrics are known."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from fat_ray.spec.base import nearest
-from fat_ray.spec.document import Path, shorten
+from fat_ray.spec.baseline import BaselineSpec
+from fat_ray.spec.document import Path, dotted, shorten
 from fat_ray.spec.keys import FIXED, TASK_METRICS, run_fields, scalar, task_model, value_adapter
 from fat_ray.spec.run import RunSpec
-from fat_ray.spec.study import Distribution, FloatRange, IntRange, StudySpec
+from fat_ray.spec.search import branches, condition_problems, sampler_problems
+from fat_ray.spec.space import Distribution, FloatRange, IntRange
+from fat_ray.spec.study import StudySpec
 from fat_ray.spec.task import CustomTaskSpec
-from fat_ray.spec.wording import message
+from fat_ray.spec.wording import field_path, message
 
 Finding = tuple[Path, str | None, str]
 """Path, value as shown, and what is wrong."""
@@ -33,12 +36,26 @@ def cross_problems(data: Mapping[str, Any], spec: StudySpec | None) -> Iterator[
         spec: The specification, when the file is otherwise valid.
     """
     search = data.get("search")
+    conditional = [] if spec is None else list(_conditions(data, spec))
+    yield from conditional
     if isinstance(search, dict):
         yield from _search_keys(search, data)
-        yield from _values(data, spec)
+        yield from _values(data, None if conditional else spec)
     yield from _metrics(data)
     if spec is not None:
         yield from _between(spec)
+        yield from baseline_problems(data, spec)
+        yield from () if conditional else sampler_problems(spec)
+
+
+def _conditions(data: Mapping[str, Any], spec: StudySpec) -> Iterator[Finding]:
+    fields = searchable(data) | run_fields(task_model(data))
+
+    def unfit(field: str, value: Any) -> str | None:
+        info = fields[field]
+        return None if info is None else _value_problem(value_adapter(info), None, field, value)
+
+    return condition_problems(spec, fields, unfit)
 
 
 def searchable(data: Mapping[str, Any]) -> dict[str, FieldInfo | None]:
@@ -84,8 +101,9 @@ def _values(data: Mapping[str, Any], spec: StudySpec | None) -> Iterator[Finding
         if info is None or distribution is None:
             continue
         adapter = value_adapter(info)
+        contexts = [{}] if spec is None or run is None else branches(spec.search, run, key) or [{}]
         for place, value in _listed(distribution):
-            if (wrong := _value_problem(adapter, run, key, value)) is not None:
+            if (wrong := _in_all(contexts, adapter, run, key, value)) is not None:
                 hint = "; use type: int" if isinstance(distribution, FloatRange) and "whole number" in wrong else ""
                 yield ("search", key, *place), shorten(value), f"{key} {wrong}{hint}"
                 break
@@ -110,6 +128,17 @@ def _listed(distribution: Distribution) -> Iterator[tuple[Path, Any]]:
         yield from ((("choices", i), value) for i, value in enumerate(distribution.choices))
 
 
+def _in_all(contexts: Sequence[Mapping[str, Any]], adapter: TypeAdapter[Any], run: dict[str, Any] | None, key: str, value: Any) -> str | None:
+    """Why the field cannot take the value in any of the settings of other fields under which it is suggested; None if it can in one."""
+    found: str | None = None
+    for context in contexts:
+        wrong = _value_problem(adapter, None if run is None else substitute(run, context), key, value)
+        if wrong is None:
+            return None
+        found = found or wrong
+    return found
+
+
 def _value_problem(adapter: TypeAdapter[Any], run: dict[str, Any] | None, key: str, value: Any) -> str | None:
     """Why the field cannot take the value, or the run cannot with it; None when all is well or the run is not known."""
     try:
@@ -131,6 +160,36 @@ def substitute(run: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, A
             section = section[name]
         section[last] = value
     return copy
+
+
+def baseline_problems(data: Mapping[str, Any], spec: StudySpec) -> Iterator[Finding]:
+    """What is wrong with the settings of baselines."""
+    fields, run = searchable(data), spec.model_dump(mode="json", include=set(RunSpec.model_fields))
+    for position, baseline in enumerate(spec.references):
+        path: Path = ("baselines", position)
+        for key in baseline.set:
+            if key == "freeze.follow" and baseline.is_matched:
+                continue
+            if key not in fields:
+                near = nearest(key, fields)
+                why = FIXED.get(key) or (f"did you mean {near}?" if near else "give the dotted key of a field, such as freeze.threshold")
+                yield (*path, "set", key), None, f"cannot be set for a baseline: {why}"
+                break
+        else:
+            yield from _baseline_values(path, baseline, run)
+
+
+def _baseline_values(path: Path, baseline: BaselineSpec, run: Mapping[str, Any]) -> Iterator[Finding]:
+    changed = substitute(run, baseline.changes)
+    try:
+        RunSpec.model_validate_json(json.dumps(changed))
+    except ValidationError as error:
+        item = error.errors(include_url=False)[0]
+        field = field_path(item["loc"])
+        yield path, shorten(baseline.name), f"{dotted(field) or 'the run'} {message(item, field, changed)}"
+        return
+    if baseline.name in ("none", "random_matched") and changed["freeze"]["policy"] != baseline.name:
+        yield path, shorten(baseline.name), f"is the name of another policy than {changed['freeze']['policy']}: choose another name"
 
 
 def _metrics(data: Mapping[str, Any]) -> Iterator[Finding]:

@@ -8,7 +8,8 @@ from pydantic.fields import FieldInfo
 
 from fat_ray.spec.base import Strict
 from fat_ray.spec.run import RunSpec
-from fat_ray.spec.study import Choice, FloatRange, IntRange, StudySpec
+from fat_ray.spec.space import Choice, FloatRange, IntRange
+from fat_ray.spec.study import StudySpec
 from fat_ray.spec.task import BUILT_IN_TASKS, CrackSegmentationSpec, CustomTaskSpec
 
 TASK_METRICS: Mapping[str, Mapping[str, str]] = {

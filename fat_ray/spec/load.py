@@ -17,7 +17,7 @@ from fat_ray.spec.document import MAX_BYTES, Document, Path, dotted, parse, shor
 from fat_ray.spec.study import StudySpec
 from fat_ray.spec.wording import field_path, message
 
-_DISTRIBUTION_KEYS = ("type", "low", "high", "log", "step", "choices")
+_DISTRIBUTION_KEYS = ("type", "low", "high", "log", "step", "choices", "when")
 _FROM_SET = " (given by --set)"
 
 

@@ -3,74 +3,12 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from fat_ray.spec.base import Count, Name, Positive, Strict
+from fat_ray.spec.base import Count, Name, NonNegative, Positive, Strict
+from fat_ray.spec.baseline import Baseline, BaselineSpec, as_section
 from fat_ray.spec.run import RunSpec
-
-Scalar = bool | int | float | str | None
-
-
-class FloatRange(Strict):
-    """A real number between `low` and `high`, both included."""
-
-    type: Literal["float"]
-    low: float
-    high: float
-    log: bool = False
-    step: Positive | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_range(self)
-        return self
-
-
-class IntRange(Strict):
-    """An integer between `low` and `high`, both included."""
-
-    type: Literal["int"]
-    low: int
-    high: int
-    log: bool = False
-    step: Count = 1
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_range(self)
-        return self
-
-
-class Choice(Strict):
-    """One of the listed values."""
-
-    type: Literal["categorical"]
-    choices: Annotated[list[Scalar], Field(min_length=1)]
-
-
-def _check_range(given: FloatRange | IntRange) -> None:
-    if given.low > given.high:
-        raise ValueError(f"low = {given.low} is greater than high = {given.high}")
-    if given.log and given.low <= 0:
-        raise ValueError(f"log: true needs low > 0, not {given.low}")
-    if given.log and given.step not in (None, 1):
-        raise ValueError("log: true and step cannot be combined")
-
-
-def _type(value: object) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return kind if kind in ("float", "int", "categorical") else None
-
-
-Distribution = Annotated[
-    Annotated[FloatRange, Tag("float")] | Annotated[IntRange, Tag("int")] | Annotated[Choice, Tag("categorical")],
-    Discriminator(
-        _type,
-        custom_error_type="unknown_distribution",
-        custom_error_message="needs type: float, int or categorical",
-    ),
-]
-
+from fat_ray.spec.space import Distribution
 
 class Objective(Strict):
     """A number that the search improves: a metric of the validation split, or a cost."""
@@ -84,22 +22,36 @@ class Objective(Strict):
 class SamplerSpec(Strict):
     """Who suggests settings, by Optuna's name."""
 
-    name: Literal["tpe", "random", "qmc", "nsga2"] = "tpe"
+    name: Literal["tpe", "gp", "nsga2", "nsga3", "cmaes", "qmc", "random", "grid"] = "tpe"
+    """tpe: multivariate and grouped, so that conditional parameters are modelled too; gp, nsga2 and nsga3 draw those at random, cmaes
+    refuses them. cmaes needs one objective and two numbers or more; grid needs countable values."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Trial k depends on this, on k, and on how the trials before it ended, on nothing else: a resumed study goes on as if nothing had
+    happened."""
     startup_trials: Count = 4
-    """tpe only: random trials before the model is used."""
+    """tpe and gp: completed trials before the model is used."""
+    population: Annotated[int, Field(ge=2, lt=2**31)] | None = None
+    """nsga2, nsga3 and cmaes: trials per generation; null: for cmaes by the number of parameters, else 50 or a quarter of the trials,
+    whichever is less, but at least 4."""
 
 
 class SchedulerSpec(Strict):
     """Who stops trials early. A stopped trial is pruned: it never counts as a result."""
 
-    name: Literal["asha", "median", "none"] = "none"
+    name: Literal["asha", "hyperband", "median", "patience", "none"] = "none"
+    """asha: at each rung (grace_steps times powers of reduction) the best 1/reduction go on; hyperband: several of these with later and
+    later first rungs; median: a trial whose best value lies below the median of the others' means stops; patience: one that no longer
+    improves stops. With several seeds the running mean is judged (docs/decisions/0007)."""
     metric: Annotated[str, Field(pattern=r"^val/[a-z0-9_]+$")] = "val/f1"
     direction: Literal["maximize", "minimize"] = "maximize"
     grace_steps: Count = 1
     """No trial is stopped before this step."""
     reduction: Annotated[float, Field(gt=1)] = 2.0
-    """asha only: of this many trials at a rung, one goes on; 1.5 lets two thirds go on."""
+    """asha and hyperband: of this many trials at a rung, one goes on; 1.5 lets two thirds go on."""
+    patience: Count = 3
+    """patience only: evaluations in a row without an improvement after which a trial stops."""
+    min_delta: NonNegative = 0.0
+    """patience only: what counts as an improvement is more than this."""
 
 
 class BudgetSpec(Strict):
@@ -108,6 +60,14 @@ class BudgetSpec(Strict):
     trials: Count = 10
     hours: Positive | None = None
     """Wall-clock limit of the whole study; running trials are stopped then."""
+    worker_s: Positive | None = None
+    """Limit of worker-seconds over all runs, baselines included (3600 with one GPU per worker are a GPU-hour), counted at evaluations;
+    running trials are stopped then."""
+    flops: Positive | None = None
+    """Limit of analytic floating point operations over all runs, likewise."""
+    patience_trials: Count | None = None
+    """The search ends when the front's hypervolume has not grown by more than a thousandth of the objectives' ranges for this many trials
+    in a row that completed or were pruned; running trials are trained to their end."""
     concurrency: Count | None = None
     """Trials that run at the same time; null: as many as the cluster holds."""
     placement_timeout_s: Positive = 120.0
@@ -137,8 +97,9 @@ class StudySpec(RunSpec):
     budget: BudgetSpec = BudgetSpec()
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0]
     """Each setting is run once per seed; its objectives are the means."""
-    baselines: list[Literal["none", "random_matched"]] = ["none", "random_matched"]
-    """Reference policies run with the same data, order and budget."""
+    baselines: list[Baseline] = ["none", "random_matched"]
+    """Reference runs with the same data, order and budget, before the search: policies, or sections with name, policy and set. One with
+    policy random_matched comes after the search, since it follows a schedule of it."""
     executor: Literal["stock", "warm"] = "stock"
     """How Ray Train is used; see docs/decisions."""
     wandb: WandbSpec = WandbSpec()
@@ -150,11 +111,16 @@ class StudySpec(RunSpec):
         """The base run of the study."""
         return RunSpec.model_validate({name: getattr(self, name) for name in RunSpec.model_fields})
 
+    @property
+    def references(self) -> list[BaselineSpec]:
+        """The baselines in full."""
+        return [as_section(given) for given in self.baselines]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         listed = {
             "seeds": [str(seed) for seed in self.seeds],
-            "baselines": [str(label) for label in self.baselines],
+            "baselines": [baseline.name for baseline in self.references],
             "objectives": [objective.metric for objective in self.objectives],
         }
         for label, values in listed.items():

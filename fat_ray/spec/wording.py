@@ -38,6 +38,7 @@ _PATTERNS: Mapping[str, str] = {
     "task.name": "be a built-in task or module:function of your own, such as my_package.my_task:build",
     "metric": "be val/<metric of the task>, mean_active, mean_active_fraction, worker_s, train_s or flops",
     "scheduler.metric": "be val/<metric of the task>, such as val/f1",
+    "baselines": "be the name of a policy; one of your own, module:function, needs a section with name and policy",
     "wandb.project": "not hold any of / \\ # ? % :",
 }
 
@@ -49,6 +50,8 @@ def field_path(loc: Path) -> Path:
     if loc[:1] == ("search",) and len(loc) > 2:
         path = (*loc[:2], *loc[3:])
         return path[:4] if path[2:3] == ("choices",) else path
+    if loc[:1] == ("baselines",) and len(loc) > 2:
+        return (*loc[:2], *loc[3:])
     return loc
 
 
@@ -110,6 +113,8 @@ def _choices(value: str, expected: str) -> str:
 
 def _pattern(path: Path) -> str:
     name = ".".join(str(key) for key in path)
+    if path[:1] == ("baselines",) and len(path) == 2:
+        name = "baselines"
     return _PATTERNS.get(name) or _PATTERNS.get(str(path[-1])) or "have another form"
 
 

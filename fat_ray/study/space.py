@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from fat_ray.errors import Problem, SpecError
 from fat_ray.spec.check import substitute
 from fat_ray.spec.run import RunSpec, without_preset
-from fat_ray.spec.study import Distribution, FloatRange, IntRange, as_json
+from fat_ray.spec.space import Distribution, FloatRange, IntRange
+from fat_ray.spec.study import as_json
 
 
 def optuna_space(search: Mapping[str, Distribution]) -> dict[str, BaseDistribution]:

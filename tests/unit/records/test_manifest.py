@@ -12,7 +12,8 @@ import pytest
 from fat_ray.errors import OutputError, RecordError, SpecError
 from fat_ray.records import files, manifest
 from fat_ray.records.manifest import check_writable, create_study, discard_study, read_manifest, safe_arguments
-from fat_ray.spec.study import FloatRange, StudySpec, as_json
+from fat_ray.spec.space import FloatRange
+from fat_ray.spec.study import StudySpec, as_json
 from fat_ray.spec.task import CustomTaskSpec
 from tests.support.runs import write_run
 

@@ -8,7 +8,7 @@ import pytest
 
 from fat_ray.errors import Problem, SpecError
 from fat_ray.spec.load import LoadedStudy, load_study, study_schema
-from fat_ray.spec.study import Choice, FloatRange
+from fat_ray.spec.space import Choice, FloatRange
 
 GOOD = """\
 name: my-study
@@ -102,8 +102,8 @@ def test_the_quickstart_is_right_and_searches_what_it_promises() -> None:
         ("name: a\ntask:\n  name: crack_segmentation\n  image_sizes: 64", 4, "task.image_sizes", "64", "did you mean image_size?"),
         ("name: a\ntask:\n  name: crack_segmentation\n  image_size: 33", 4, "task.image_size", "33", "must be a multiple of 32"),
         ("name: a\nfreeze: {policy: fisher}", 2, "freeze.policy", "fisher", "or module:function of your own; did you mean fisher_drift?"),
-        ("name: a\nsampler: {name: tp}", 2, "sampler.name", "tp", "must be tpe, random, qmc or nsga2; did you mean tpe?"),
-        ("name: a\nscheduler: {name: hyperband}", 2, "scheduler.name", "hyperband", "must be asha, median or none"),
+        ("name: a\nsampler: {name: tp}", 2, "sampler.name", "tp", "must be tpe, gp, nsga2, nsga3, cmaes, qmc, random or grid; did you mean tpe?"),
+        ("name: a\nscheduler: {name: bohb}", 2, "scheduler.name", "bohb", "must be asha, hyperband, median, patience or none"),
         ("name: My Study", 1, "name", "My Study", "lower-case"),
         ("name: 3", 1, "name", "3", "must be a text, not 3"),
         ("train: {steps: 3}", 1, "name", None, "is missing"),

@@ -5,7 +5,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from fat_ray.errors import SpecError
 from fat_ray.spec.run import RunSpec
-from fat_ray.spec.study import Choice, FloatRange, IntRange
+from fat_ray.spec.space import Choice, FloatRange, IntRange
 from fat_ray.study.space import optuna_space, with_params
 from tests.support.small_studies import small_study
 
