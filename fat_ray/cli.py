@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fat_ray import __version__
-from fat_ray.errors import FatRayError, RunFailedError
+from fat_ray.errors import FatRayError, InputError, RunFailedError
 from fat_ray.records.redact import scrub
 
 if TYPE_CHECKING:
@@ -198,6 +198,8 @@ def launch(
 ) -> None:
     """Run a study: the search and its baselines, then compare all runs and write the report."""
     loaded = _load(study, set_, **{"budget.trials": trials, "wandb.mode": wandb})
+    if trials is not None and not loaded.spec.search:
+        raise InputError(f"--trials {trials}: {study} searches nothing, so its base setting is run once; give search, or leave --trials out")
     from fat_ray.study.launch import launch as launch_study
 
     directory = (out or Path(loaded.spec.output)) / loaded.spec.name
@@ -212,6 +214,8 @@ def launch(
             typer.echo(f"{ended.run} {ended.status}: {ended.reason}", err=True)
     if outcome.interrupted:
         _stop("stopped on request; what was done so far is in the records", 130)
+    if outcome.failure:
+        _stop(outcome.failure, 1)
     if outcome.failed:
         _stop(f"{outcome.failed} of {len(outcome.runs)} runs failed; tracebacks lie in {directory / 'logs'}", 1)
 

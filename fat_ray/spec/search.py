@@ -6,7 +6,7 @@ from typing import Any
 from fat_ray.spec.condition import Condition, in_order
 from fat_ray.spec.base import nearest
 from fat_ray.spec.document import Path, shorten
-from fat_ray.spec.space import Choice, Distribution, grid_size, num_values, values
+from fat_ray.spec.space import Choice, Distribution, grid_size, lookup, num_values, values
 from fat_ray.spec.study import StudySpec
 
 Finding = tuple[Path, str | None, str]
@@ -16,14 +16,6 @@ MAX_GRID = 10_000
 """Settings of the largest grid; a sampler has to go through them before each trial."""
 _MAX_BRANCHES = 100
 """Combinations of other fields that are tried to see whether a conditional value is possible at all."""
-
-
-def lookup(run: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted field in a run's plain data."""
-    value: Any = run
-    for name in key.split("."):
-        value = value[name]
-    return value
 
 
 def branches(search: Mapping[str, Distribution], run: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
@@ -111,7 +103,7 @@ def _cmaes(spec: StudySpec) -> Iterator[Finding]:
             yield ("search", key), None, "cmaes searches numbers only; use tpe or gp, or remove this parameter"
         if given.when is not None:
             yield ("search", key, "when"), shorten(given.when), "cmaes cannot search under conditions; use tpe"
-    if sum(num_values(given) != 1 for given in spec.search.values()) < 2:
+    if spec.search and sum(num_values(given) != 1 for given in spec.search.values()) < 2:
         yield path, "cmaes", "cmaes needs at least two parameters to search; use tpe or gp"
 
 

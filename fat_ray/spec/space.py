@@ -1,13 +1,14 @@
 """The search space as a study file writes it: which values a field may take, and under which condition it is suggested."""
 
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from math import prod
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from fat_ray.spec.base import Count, Positive, Strict
-from fat_ray.spec.condition import Condition, parse_condition
+from fat_ray.spec.condition import Condition, in_order, parse_condition
 
 Scalar = bool | int | float | str | None
 
@@ -117,10 +118,38 @@ def values(given: Distribution) -> list[Scalar]:
     return [float(low + step * position) for position in range(number)]
 
 
-def grid_size(search: dict[str, Distribution]) -> int:
+def grid_size(search: Mapping[str, Distribution]) -> int:
     """Settings of the full grid, conditions aside.
 
     Args:
         search: Countable distributions only.
     """
     return prod(num_values(given) or 1 for given in search.values())
+
+
+def grid(search: Mapping[str, Distribution], base: Callable[[str], Any]) -> list[dict[str, Any]]:
+    """All settings of a space of countable distributions, each once: a parameter whose condition does not hold has no values.
+
+    Args:
+        search: The search space.
+        base: The base run's value of a field.
+    """
+    conditions = {key: given.condition for key, given in search.items()}
+    settings: list[dict[str, Any]] = [{}]
+    for key in in_order(conditions):
+        condition, extended = conditions[key], []
+        for setting in settings:
+            if condition is None or condition.holds(setting[condition.field] if condition.field in setting else base(condition.field)):
+                extended += [{**setting, key: value} for value in values(search[key])]
+            else:
+                extended.append(setting)
+        settings = extended
+    return settings
+
+
+def lookup(run: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted field in a run's plain data."""
+    value: Any = run
+    for name in key.split("."):
+        value = value[name]
+    return value

@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from fat_ray.spec.base import Count, Name, NonNegative, Positive, Strict
 from fat_ray.spec.baseline import Baseline, BaselineSpec, as_section
 from fat_ray.spec.run import RunSpec
-from fat_ray.spec.space import Distribution
+from fat_ray.spec.space import Distribution, grid, lookup
+
+COSTS = ("mean_active", "mean_active_fraction", "worker_s", "train_s", "flops")
+"""Objectives that are costs of a run, not metrics of its task."""
+
 
 class Objective(Strict):
     """A number that the search improves: a metric of the validation split, or a cost."""
@@ -130,6 +134,9 @@ class StudySpec(RunSpec):
         return self
 
 
+_SPACE: TypeAdapter[dict[str, Distribution]] = TypeAdapter(dict[str, Distribution])
+
+
 def as_json(spec: RunSpec) -> dict[str, Any]:
     """The specification as plain JSON types; `model_validate` in JSON mode reads it back."""
     return spec.model_dump(mode="json")
@@ -147,12 +154,17 @@ def shown_objective(study: Mapping[str, Any]) -> Objective:
 
 
 def num_search_trials(study: Mapping[str, Any]) -> int:
-    """Planned trials of the search; with nothing to search the base setting is run once.
+    """Planned trials of the search: its budget, or the whole grid if that is less; with nothing to search the base setting is run once.
 
     Args:
         study: As for `shown_objective`.
     """
-    return int(study["budget"]["trials"]) if study["search"] else 1
+    if not study["search"]:
+        return 1
+    trials = int(study["budget"]["trials"])
+    if study["sampler"]["name"] != "grid":
+        return trials
+    return min(trials, len(grid(_SPACE.validate_python(study["search"]), lambda key: lookup(study, key))))
 
 
 def num_trials(study: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from fat_ray.events import Status
 from fat_ray.records.wandb import WandbMirror
+from fat_ray.spec.study import BudgetSpec
 from fat_ray.study.ledger import Close, Ledger
 from fat_ray.train.stop import request_stop
 
@@ -19,12 +20,11 @@ class Supervisor(Callback):  # type: ignore[misc]
     Args:
         ledger: The study's trials.
         directory: The study's directory.
-        hours: Wall-clock budget; None: no limit.
+        budget: What the study may use.
     """
 
-    def __init__(self, ledger: Ledger, directory: Path, hours: float | None) -> None:
-        self._ledger, self._directory = ledger, directory
-        self._deadline_s = None if hours is None else ledger.started_s + hours * 3600
+    def __init__(self, ledger: Ledger, directory: Path, budget: BudgetSpec) -> None:
+        self._ledger, self._directory, self._budget = ledger, directory, budget
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002 - Tune's interface
         """Notes the time."""
@@ -32,8 +32,8 @@ class Supervisor(Callback):  # type: ignore[misc]
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:  # noqa: ARG002 - Tune's interface
         """Tune calls this about ten times per second."""
-        if self._ledger.close is None and self._deadline_s is not None and time.monotonic() > self._deadline_s:
-            self._ledger.close = Close.OUT_OF_TIME
+        if self._ledger.close is None:
+            self._ledger.close = used_up(self._budget, self._ledger, time.monotonic())
         if self._ledger.close is not None:
             self._stop_all()
 
@@ -43,6 +43,17 @@ class Supervisor(Callback):  # type: ignore[misc]
                 trial.asked_to_stop = Status.STOPPED
                 for job in trial.jobs:
                     request_stop(self._directory, job.run, Status.STOPPED)
+
+
+def used_up(budget: BudgetSpec, ledger: Ledger, now_s: float) -> Close | None:
+    """Which budget of the whole study is used up; None while there is some of each."""
+    spent = ledger.spent
+    limits = (
+        (Close.OUT_OF_TIME, now_s - ledger.started_s, None if budget.hours is None else budget.hours * 3600),
+        (Close.OUT_OF_WORK, spent.worker_s, budget.worker_s),
+        (Close.OUT_OF_FLOPS, spent.flops, budget.flops),
+    )
+    return next((why for why, used, limit in limits if limit is not None and used >= limit), None)
 
 
 class Mirror(Callback):  # type: ignore[misc]

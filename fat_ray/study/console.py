@@ -101,7 +101,7 @@ class ConsoleCallback(Callback):  # type: ignore[misc]
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name, justify in (("trial", "left"), ("setting", "left"), ("status", "left"), ("step", "right"), ("", "left")):
             table.add_column(name, justify=justify, no_wrap=name != "setting", overflow="ellipsis")  # type: ignore[arg-type]
-        for name in (self._metric, "active", "time"):
+        for name in (f"last {self._metric}", "active", "time"):
             table.add_column(name, justify="right", no_wrap=True)
         for trial in visible(self._ledger.trials, max(_MIN_ROWS, self._console.height - 6)):
             table.add_row(*self._row(trial, now_s))
@@ -141,11 +141,11 @@ class ConsoleCallback(Callback):  # type: ignore[misc]
         return " ".join(f"{self._labels.get(key, key)}={short(value)}" for key, value in trial.params.items())
 
     def _value(self, trial: Trial) -> str:
-        value = trial.metrics.get(self._metric)
+        value = trial.last(self._metric)
         return "–" if value is None else f"{value:.3f}"
 
     def _active(self, trial: Trial) -> str:
-        value = trial.metrics.get("mean_active_fraction")
+        value = trial.last("mean_active_fraction")
         return "–" if value is None else f"{100 * value:.0f} %"
 
     def _time_left(self) -> str:

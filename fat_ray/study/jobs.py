@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fat_ray.records.reader import read_table
+from fat_ray.spec.baseline import BaselineSpec
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.run import RunSpec
 from fat_ray.spec.study import StudySpec
@@ -22,26 +23,21 @@ def search_trial(study: StudySpec, directory: Path, number: int, params: Mapping
     return _trial(study, directory, f"t{number:04d}", spec, number=number, params=params)
 
 
-def full_fine_tuning(study: StudySpec, directory: Path) -> Trial:
-    """The baseline ``none``: the base run of the study without freezing."""
-    return _trial(study, directory, "none", with_policy(study.run, "none"))
+def reference_trial(study: StudySpec, directory: Path, baseline: BaselineSpec) -> Trial:
+    """A baseline that follows nobody: the base run of the study with the baseline's changes."""
+    return _trial(study, directory, baseline.name, with_params(study.run, baseline.changes))
 
 
-def matched_random(study: StudySpec, directory: Path, leader: Trial) -> Trial:
-    """The baseline ``random_matched``: the leader's setting and its schedule seed by seed, but with groups drawn at random.
+def matched_random(study: StudySpec, directory: Path, baseline: BaselineSpec, leader: Trial) -> Trial:
+    """A baseline with policy ``random_matched``: the leader's setting and its schedule seed by seed, but with groups drawn at random.
 
-    So it differs from the leader in nothing but which groups freeze.
+    So it differs from the leader in nothing but which groups freeze, and in what the baseline sets.
     """
-    spec = with_policy(leader.jobs[0].spec, "random_matched")
-    trial = _trial(study, directory, "random_matched", spec, params=leader.params)
+    changes = {key: value for key, value in baseline.changes.items() if key != "freeze.follow"}
+    trial = _trial(study, directory, baseline.name, with_params(leader.jobs[0].spec, changes), params=leader.params)
     followed = {job.seed: schedule(directory, job.run) for job in leader.jobs}
     trial.jobs = [job.model_copy(update={"follow": followed[job.seed]}) for job in trial.jobs]
     return trial
-
-
-def with_policy(spec: RunSpec, policy: str) -> RunSpec:
-    """The run under another freeze policy."""
-    return with_params(spec, {"freeze.policy": policy})
 
 
 def schedule(directory: Path, run: str) -> list[tuple[int, int]]:

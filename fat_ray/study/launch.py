@@ -45,12 +45,14 @@ class StudyOutcome:
         runs: All runs that started, in the order in which they were handed out.
         closed: Why the study ended before its budget of trials was used; None when it did not.
         notes: What the user should know, such as a baseline that was skipped.
+        failure: Why the study as a whole has no result; empty when it has one.
     """
 
     directory: Path
     runs: tuple[RunOutcome, ...]
     closed: Close | None
     notes: tuple[str, ...]
+    failure: str = ""
 
     @property
     def failed(self) -> int:
@@ -109,7 +111,7 @@ def _outcome(directory: Path, ledger: Ledger) -> StudyOutcome:
         for trial in ledger.trials
         for run, status in trial.ends.items()
     ]
-    return StudyOutcome(directory, tuple(ended), ledger.close, tuple(ledger.notes))
+    return StudyOutcome(directory, tuple(ended), ledger.close, tuple(ledger.notes), ledger.failure)
 
 
 @contextmanager

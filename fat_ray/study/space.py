@@ -5,19 +5,48 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import ValidationError
 
 from fat_ray.errors import Problem, SpecError
 from fat_ray.spec.check import substitute
+from fat_ray.spec.condition import suggest
 from fat_ray.spec.run import RunSpec, without_preset
-from fat_ray.spec.space import Distribution, FloatRange, IntRange
+from fat_ray.spec.space import Distribution, FloatRange, IntRange, lookup
 from fat_ray.spec.study import as_json
 
 
 def optuna_space(search: Mapping[str, Distribution]) -> dict[str, BaseDistribution]:
-    """The search space for `optuna.Study.ask`, by dotted key."""
+    """The distributions as Optuna knows them, by dotted key, conditions aside."""
     return {key: _distribution(distribution) for key, distribution in search.items()}
+
+
+def suggest_params(asked: optuna.Trial, search: Mapping[str, Distribution], run: RunSpec) -> dict[str, Any]:
+    """Lets the trial's sampler choose the parameters whose conditions hold; the others keep the base run's value.
+
+    Args:
+        asked: The trial as Optuna knows it.
+        search: The search space.
+        run: The base run.
+
+    Returns:
+        Dotted keys and values of the parameters that were suggested.
+    """
+    data, space = as_json(run), optuna_space(search)
+    conditions = {key: given.condition for key, given in search.items()}
+    return suggest(conditions, lambda key: lookup(data, key), lambda key: _draw(asked, key, space[key]))
+
+
+def _draw(asked: optuna.Trial, key: str, given: BaseDistribution) -> Any:
+    match given:
+        case FloatDistribution():
+            return asked.suggest_float(key, given.low, given.high, step=given.step, log=given.log)
+        case IntDistribution():
+            return asked.suggest_int(key, given.low, given.high, step=given.step, log=given.log)
+        case CategoricalDistribution():
+            return asked.suggest_categorical(key, given.choices)
+    raise AssertionError(given)
 
 
 def _distribution(given: Distribution) -> BaseDistribution:

@@ -1,6 +1,8 @@
 """A trial as Ray Tune runs it: the runs of its seeds, one after the other. Lives in a process of the cluster, not in the driver."""
 
 import traceback
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ray import tune
@@ -14,7 +16,7 @@ from fat_ray.train.stop import stop_requested
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Trains the runs of one trial and reports to Tune: each evaluation of the first seed, each seed that is done, and a failure.
+    """Trains the runs of one trial and reports to Tune: each evaluation with the position of its seed, each seed that is done, and a failure.
 
     A run that does not complete ends the trial. Failures are reported, not raised: Tune then goes on, and the driver has the reason.
 
@@ -26,7 +28,7 @@ def run_trial(config: dict[str, Any]) -> None:
         if stop_requested(job.directory, job.run):
             return
         try:
-            end = fit(job, executor=config["executor"], report=tune.report if position == 0 else None)
+            end = fit(job, executor=config["executor"], report=partial(_report, position))
         except Exception as error:  # noqa: BLE001 - whatever broke one run, the study goes on
             if not isinstance(error, FatRayError):
                 write_log(job.directory, job.run, "".join(traceback.format_exception(error)))
@@ -35,3 +37,7 @@ def run_trial(config: dict[str, Any]) -> None:
         tune.report({"seeds_done": position + 1})
         if end.status is not Status.COMPLETED:
             return
+
+
+def _report(position: int, metrics: Mapping[str, Any]) -> None:
+    tune.report({**metrics, "position": position})

@@ -11,7 +11,7 @@ from fat_ray.study.callbacks import Mirror, Supervisor
 from fat_ray.study.console import ConsoleCallback
 from fat_ray.study.ledger import Ledger
 from fat_ray.study.plan import Plan
-from fat_ray.study.schedule import CooperativeScheduler, build_judge
+from fat_ray.study.schedule import CooperativeScheduler
 from fat_ray.study.search import StudySearch
 from fat_ray.study.trial import run_trial
 from fat_ray.train.resources import trial_resources
@@ -31,7 +31,7 @@ def run_trials(spec: StudySpec, directory: Path, ledger: Ledger, plan: Plan, con
     """
     executor = resolve(spec.executor)
     search = StudySearch(spec, directory, ledger, concurrency=plan.concurrency, executor=executor)
-    scheduler = CooperativeScheduler(build_judge(spec.scheduler, spec.train.steps), spec.scheduler.metric, ledger, directory)
+    scheduler = CooperativeScheduler(spec.scheduler, spec.train.steps, ledger, directory)
     try:
         tune.Tuner(
             tune.with_resources(run_trial, trial_resources(spec.run, executor)),
@@ -47,7 +47,7 @@ def run_trials(spec: StudySpec, directory: Path, ledger: Ledger, plan: Plan, con
                 name="tune",
                 storage_path=str(directory / "logs"),
                 verbose=0,
-                callbacks=[Supervisor(ledger, directory, spec.budget.hours), Mirror(mirror, ledger), console],
+                callbacks=[Supervisor(ledger, directory, spec.budget), Mirror(mirror, ledger), console],
                 failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
             ),
         ).fit()

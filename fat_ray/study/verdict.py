@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,12 +16,8 @@ from fat_ray.records.reader import read_table, run_end, run_start, runs
 from fat_ray.records.redact import scrub
 from fat_ray.records.start import start_of
 from fat_ray.spec.job import RunJob
-from fat_ray.spec.study import Objective
-from fat_ray.study.ledger import Trial
-
-COSTS = ("mean_active", "mean_active_fraction", "worker_s", "train_s", "flops")
-"""Objectives that are costs of a run, not metrics of its task."""
-
+from fat_ray.spec.study import COSTS, Objective
+from fat_ray.study.ledger import Cost, Trial
 
 def conclude(trial: Trial, directory: Path, failure: str | None, now_s: float) -> list[RunEnd]:
     """Enters how the trial ended; returns the ends of its runs that completed, in the order of its seeds.
@@ -52,19 +49,19 @@ def _end(trial: Trial, directory: Path, run: str, failure: str | None) -> tuple[
     except RecordError as error:
         return None, Status.FAILED, failure or str(error)
     trial.step = end.steps
+    trial.spent[run] = Cost(end.worker_s, end.flops)
     if end.status is Status.COMPLETED:
         return end, end.status, ""
     return None, end.status, (failure if end.status is Status.FAILED else None) or end.reason
 
 
 def _record_end(trial: Trial, directory: Path, run: str, failure: str | None) -> RunEnd:
-    """The end of a run that could not write it itself; recorded unless the run was stopped before it began."""
+    """The end of a run that could not write it itself."""
     job = next(job for job in trial.jobs if job.run == run)
     if failure is not None or trial.asked_to_stop is not Status.STOPPED:
         return record_end(job, directory, Status.FAILED, failure or f"its processes ended without a word; see logs/{run}.log")
-    if run in runs(directory):
-        return record_end(job, directory, Status.STOPPED, "the study ended while it ran")
-    return RunEnd(Status.STOPPED, "stopped before it began", 0, 0.0, 0.0, 0.0, 0, 0.0, 0.0, 0.0)
+    began = run in runs(directory)
+    return record_end(job, directory, Status.STOPPED, "the study ended while it ran" if began else "stopped before it began")
 
 
 def record_end(job: RunJob, directory: Path, status: Status, reason: str) -> RunEnd:
@@ -121,6 +118,18 @@ def objective_values(objectives: Sequence[Objective], ends: Sequence[RunEnd]) ->
         ValueError: A value is missing, NaN or infinite; the message says which.
     """
     return [fmean(_value(objective.metric, end) for end in ends) for objective in objectives]
+
+
+def seed_values(objectives: Sequence[Objective], ends: Sequence[RunEnd]) -> dict[str, Any]:
+    """What is shown beside the means: the objectives of each seed, in the order of the seeds, and their sample standard deviation.
+
+    Args:
+        objectives: Of the study.
+        ends: Ends of a trial's runs, for which `objective_values` found values.
+    """
+    values = {objective.metric: [_value(objective.metric, end) for end in ends] for objective in objectives}
+    spread = {metric: stdev(found) for metric, found in values.items()} if len(ends) > 1 else {}
+    return {"seed_values": values, "seed_std": spread}
 
 
 def _value(metric: str, end: RunEnd) -> float:

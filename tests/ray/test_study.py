@@ -25,7 +25,7 @@ from fat_ray.spec.study import StudySpec
 from fat_ray.study import cluster
 from fat_ray.study.launch import StudyOutcome, launch
 from fat_ray.study.ledger import Close
-from fat_ray.study.search import JOURNAL
+from fat_ray.study.journal import JOURNAL
 from tests.support.ray_session import RaySession
 from tests.support.tiny_task import TINY_TASK
 

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from fat_ray.events import Status
 from fat_ray.study.console import ConsoleCallback, duration, short_labels, visible
-from fat_ray.study.jobs import full_fine_tuning, search_trial
+from fat_ray.spec.baseline import as_section
+from fat_ray.study.jobs import reference_trial, search_trial
 from fat_ray.study.ledger import Close, Ledger
 from tests.support.small_studies import small_study
 from tests.unit.study.test_schedule import TuneTrial
@@ -25,15 +26,17 @@ def ledger(tmp_path: Path) -> Ledger:
     study = small_study(search=SEARCH, seeds=[0, 1])
     ledger = Ledger(5)
     done, running, bad, waiting = (
-        full_fine_tuning(study, tmp_path),
+        reference_trial(study, tmp_path, as_section("none")),
         search_trial(study, tmp_path, 0, {"freeze.threshold": -0.123456, "freeze.every": 3, "fisher.every": 2}),
         search_trial(study, tmp_path, 1, {}),
         search_trial(study, tmp_path, 2, {}),
     )
     for trial in (done, running, bad, waiting):
         ledger.add(trial.name, trial)
-    done.status, done.started_s, done.ended_s, done.metrics = Status.COMPLETED, 0.0, 20.0, {"val/f1": 0.61234, "mean_active_fraction": 1.0}
-    running.started_s, running.step, running.metrics = 20.0, 4, {"val/f1": 0.5, "mean_active_fraction": 0.426}
+    done.status, done.started_s, done.ended_s = Status.COMPLETED, 0.0, 20.0
+    done.note({"step": 8, "val/f1": 0.61234, "mean_active_fraction": 1.0})
+    running.started_s = 20.0
+    running.note({"step": 4, "val/f1": 0.5, "mean_active_fraction": 0.426})
     bad.status, bad.reason, bad.started_s, bad.ended_s = Status.DIVERGED, "loss is nan at step 3", 20.0, 30.0
     return ledger
 

@@ -11,9 +11,10 @@ from ray.tune.schedulers import TrialScheduler
 
 from fat_ray.events import Status
 from fat_ray.spec.study import SchedulerSpec
-from fat_ray.study.jobs import full_fine_tuning, search_trial
+from fat_ray.spec.baseline import as_section
+from fat_ray.study.jobs import reference_trial, search_trial
 from fat_ray.study.ledger import Ledger
-from fat_ray.study.schedule import CooperativeScheduler, build_judge
+from fat_ray.study.schedule import CooperativeScheduler
 from fat_ray.train.stop import stop_requested
 from tests.support.small_studies import small_study
 
@@ -44,7 +45,7 @@ class Race:
         spec = SchedulerSpec.model_validate({"grace_steps": 2, **scheduler})
         self.study, self.directory = small_study(seeds=[0, 1]), directory
         self.ledger = Ledger(num_trials)
-        self.scheduler = CooperativeScheduler(build_judge(spec, STEPS), spec.metric, self.ledger, directory)
+        self.scheduler = CooperativeScheduler(spec, STEPS, self.ledger, directory)
         for number in range(num_trials):
             self.ledger.add(str(number), search_trial(self.study, directory, number, {}))
             self.scheduler.on_trial_add(CONTROLLER, TuneTrial(str(number)))
@@ -123,7 +124,7 @@ def test_the_median_rule_asks_what_stays_below_the_median(tmp_path: Path) -> Non
 
 def test_baselines_are_neither_judged_nor_a_bar(tmp_path: Path) -> None:
     race = Race(tmp_path, 1, name="asha")
-    race.ledger.add("b", full_fine_tuning(race.study, tmp_path))
+    race.ledger.add("b", reference_trial(race.study, tmp_path, as_section("none")))
     race.scheduler.on_trial_add(CONTROLLER, TuneTrial("b"))
     race.scheduler.on_trial_result(CONTROLLER, TuneTrial("b"), {"step": 2, "val/f1": 0.99})
     race.report(0, 2, 0.1)
