@@ -50,11 +50,15 @@ class Race:
             self.ledger.add(str(number), search_trial(self.study, directory, number, {}))
             self.scheduler.on_trial_add(CONTROLLER, TuneTrial(str(number)))
 
-    def report(self, number: int, step: int, value: float) -> str:
-        return self.scheduler.on_trial_result(CONTROLLER, TuneTrial(str(number)), {"step": step, "val/f1": value, "val/loss": value})
+    def report(self, number: int, step: int, value: float, position: int = 0) -> str:
+        result = {"step": step, "val/f1": value, "val/loss": value, "position": position}
+        return self.scheduler.on_trial_result(CONTROLLER, TuneTrial(str(number)), result)
 
-    def asked(self, number: int) -> Status | None:
-        return stop_requested(self.directory, f"t{number:04d}-s0")
+    def finish_seed(self, number: int, done: int) -> None:
+        self.scheduler.on_trial_result(CONTROLLER, TuneTrial(str(number)), {"seeds_done": done})
+
+    def asked(self, number: int, seed: int = 0) -> Status | None:
+        return stop_requested(self.directory, f"t{number:04d}-s{seed}")
 
 
 def test_asha_asks_the_worse_half_to_stop_and_tune_goes_on(tmp_path: Path) -> None:
@@ -147,3 +151,40 @@ def test_a_trial_that_dies_before_its_first_report_is_forgotten(tmp_path: Path, 
     race.scheduler.on_trial_error(CONTROLLER, TuneTrial("1"))
     race.report(0, 2, 0.5)
     assert race.asked(0) is None
+
+
+def test_later_seeds_are_judged_by_the_mean_over_the_seeds_so_far(tmp_path: Path) -> None:
+    race = Race(tmp_path, 3, name="asha")
+    for number, values in enumerate([(0.6, 0.6), (0.9, 0.5), (0.7, 0.2)]):
+        for position, value in enumerate(values):
+            race.report(number, 2, value, position)
+            if position == 0:
+                race.finish_seed(number, 1)
+    # 0.7 at the second seed of trial 1 is above the bar of 0.6, though 0.5 alone is not; 0.45 of trial 2 is below both others
+    assert [(race.asked(number, 0), race.asked(number, 1)) for number in range(3)] == [(None, None), (None, None), (None, Status.PRUNED)]
+
+
+def test_a_request_that_came_too_late_for_a_seed_leaves_the_next_one_under_judgement(tmp_path: Path) -> None:
+    race = Race(tmp_path, 2, name="asha")
+    race.report(0, 2, 0.9)
+    race.report(1, 2, 0.1)
+    assert race.asked(1) is Status.PRUNED
+    race.finish_seed(1, 1)  # it ended before it saw the request
+    race.report(1, 2, 0.2, position=1)
+    assert race.asked(1, 1) is Status.PRUNED
+
+
+@pytest.mark.parametrize("name", ["asha", "hyperband", "median", "patience"])
+def test_a_metric_that_is_not_reported_is_told_once(tmp_path: Path, name: str) -> None:
+    race = Race(tmp_path, 1, name=name, metric="val/iou")
+    for step in (2, 4):
+        race.report(0, step, 0.5)
+    assert race.ledger.notes == ["scheduler.metric val/iou is not reported, so no trial was stopped early; the task reports val/f1, val/loss"]
+
+
+def test_patience_stops_a_trial_that_no_longer_improves(tmp_path: Path) -> None:
+    race = Race(tmp_path, 2, name="patience", patience=2, min_delta=0.05, metric="val/loss", direction="minimize")
+    for step, rising, falling in ((2, 0.5, 0.5), (4, 0.48, 0.4), (6, 0.47, 0.3)):
+        race.report(0, step, rising)
+        race.report(1, step, falling)
+    assert (race.asked(0), race.asked(1)) == (Status.PRUNED, None)

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from fat_ray.events import Status
-from fat_ray.records.reader import run_end, run_start, runs
+from fat_ray.records.reader import run_end, run_start
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec, as_json, num_trials
 from fat_ray.study.ledger import Close, Ledger, Trial
@@ -113,22 +113,6 @@ def test_no_more_trials_run_than_planned(tmp_path: Path) -> None:
     assert driver.start().name == "t0001"
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "nsga2"])
-def test_the_same_study_suggests_the_same_trials(tmp_path: Path, sampler: str) -> None:
-    def settings(directory: Path, seed: int) -> list[Any]:
-        search = {
-            "freeze.threshold": {"type": "float", "low": -1.0, "high": 0.0},
-            "freeze.every": {"type": "int", "low": 2, "high": 8},
-            "train.optimizer.name": {"type": "categorical", "choices": ["adamw", "sgd"]},
-        }
-        spec = small_study(search=search, budget={"trials": 5}, sampler={"name": sampler, "seed": seed, "startup_trials": 2}, baselines=[])
-        return [trial.params for trial in Driver(spec, directory).run_all(f1=lambda trial: -trial.params["freeze.threshold"])]
-
-    first = settings(tmp_path / "a", 1)
-    assert first == settings(tmp_path / "b", 1)
-    assert first != settings(tmp_path / "c", 2)
-
-
 def test_objectives_are_means_over_seeds(tmp_path: Path) -> None:
     driver = Driver(small_study(seeds=[0, 1], baselines=[], budget={"trials": 1}), tmp_path)
     trial = driver.start()
@@ -139,6 +123,8 @@ def test_objectives_are_means_over_seeds(tmp_path: Path) -> None:
     assert told.state is TrialState.COMPLETE
     assert told.values == pytest.approx([0.6, 30.0])
     assert told.user_attrs["runs"] == ["t0000-s0", "t0000-s1"]
+    assert told.user_attrs["seed_values"] == {"val/f1": [0.4, 0.8], "mean_active": [20.0, 40.0]}
+    assert told.user_attrs["seed_std"] == pytest.approx({"val/f1": 0.4 / 2**0.5, "mean_active": 20 / 2**0.5})
 
 
 def test_a_pruned_trial_never_enters_the_front(tmp_path: Path) -> None:
@@ -233,7 +219,9 @@ def test_a_closed_study_starts_nothing_and_leaves_no_trial_running(tmp_path: Pat
     assert [told.state for told in driver.journal()] == [TrialState.FAIL]
     driver.search.on_trial_complete(driver.id, {})
     assert trial.status is Status.STOPPED
-    assert runs(tmp_path) == []
+    end = run_end(tmp_path, "t0000-s0")
+    assert end is not None
+    assert (end.status, end.reason, end.steps) == (Status.STOPPED, "stopped before it began", 0)
 
 
 def test_with_nothing_to_search_the_base_setting_is_run_once(tmp_path: Path) -> None:
@@ -268,5 +256,90 @@ def test_a_space_without_any_valid_setting_ends_the_search_with_a_note(tmp_path:
     driver = Driver(small_study(search=statistics(["swap"], ["average"]), baselines=["none"]), tmp_path)
     assert [trial.name for trial in driver.run_all()] == ["none"]
     assert [told.state for told in driver.journal()] == [TrialState.FAIL] * 3
-    assert len(driver.ledger.notes) == 2
-    assert "all 3 suggested settings" in driver.ledger.notes[1]
+    assert len(driver.ledger.notes) == 1
+    assert "all 3 suggested settings" in driver.ledger.failure
+
+
+def test_baselines_of_ones_own_run_first_and_matched_ones_last(tmp_path: Path) -> None:
+    baselines = [
+        {"name": "control", "policy": "random_matched", "set": {"freeze.follow": "t0001-s0"}},
+        "none",
+        {"name": "half", "set": {"freeze.floor": 0.5}},
+        "random_matched",
+    ]
+    trials = Driver(small_study(baselines=baselines), tmp_path).run_all(f1=lambda trial: 0.9 if trial.name == "t0002" else 0.5)
+    assert [trial.name for trial in trials] == ["none", "half", "t0000", "t0001", "t0002", "control", "random_matched"]
+    half, control, matched = trials[1].jobs[0], trials[5], trials[6]
+    assert (half.run, half.role, half.label) == ("half-s0", "baseline", "half")
+    assert half.spec == small_study(freeze={"floor": 0.5}).run
+    assert (control.params, matched.params) == (trials[3].params, trials[4].params)
+    assert {control.jobs[0].spec.freeze.policy, matched.jobs[0].spec.freeze.policy} == {"random_matched"}
+
+
+def test_a_named_run_that_is_not_there_is_told(tmp_path: Path) -> None:
+    driver = Driver(small_study(baselines=["random_matched"], freeze={"follow": "t0009-s0"}), tmp_path)
+    assert "random_matched" not in [trial.name for trial in driver.run_all()]
+    assert "no run t0009-s0 of this study with policy fisher_drift completed" in driver.ledger.notes[0]
+
+
+def test_a_driver_that_was_killed_leaves_no_zombie_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    spec = small_study(budget={"trials": 5})
+    whole = [trial.params for trial in Driver(spec, tmp_path / "whole").run_all()][1:-1]
+
+    killed = Driver(spec, tmp_path / "cut", concurrency=3)
+    killed.finish(killed.start())  # the baseline
+    killed.finish(killed.start(), final={"f1": 0.7}, schedule=[(4, 80)], steps=1)
+    unheard, mid_run = killed.start(), killed.start()
+    for job in unheard.jobs:  # ended, but the driver was killed before it knew
+        write_run(job, final={"f1": 0.5}, schedule=[(4, 80)], steps=1)
+    write_run(mid_run.jobs[0], None, steps=3)
+
+    after = Driver(spec, tmp_path / "cut")
+    assert [told.state for told in after.journal()] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
+    assert after.journal()[1].values == [0.5, 50.0]
+    assert "the driver of the study ended while it ran" in after.journal()[2].user_attrs["reason"]
+    trials = after.run_all()
+    assert [trial.name for trial in trials] == ["t0003", "t0004", "random_matched"]
+    assert trials[-1].params == killed.ledger.trials[1].params  # the best so far is one of the first driver's
+    assert [told.params for told in after.journal()][:3] == whole[:3]
+    assert [trial.name for trial in after.ledger.trials] == ["t0000", "t0001", "t0002", "none", "t0003", "t0004", "random_matched"]
+    assert Driver(spec, tmp_path / "cut").run_all() == []
+
+
+def test_the_search_ends_when_its_front_no_longer_grows(tmp_path: Path) -> None:
+    spec = small_study(objectives=SINGLE, budget={"trials": 20, "patience_trials": 3}, baselines=["none", "random_matched"])
+    driver = Driver(spec, tmp_path)
+    f1 = {"t0000": 0.2, "t0001": 0.5, "t0002": 0.4, "t0003": 0.5, "t0004": 0.45}
+    assert [trial.name for trial in driver.run_all(f1=lambda trial: f1.get(trial.name, 0.1))] == ["none", *f1, "random_matched"]
+    assert driver.ledger.total == 7
+    assert "the search ended 15 trials early" in driver.ledger.notes[0]
+
+
+def test_a_grid_ends_when_all_its_settings_have_run(tmp_path: Path) -> None:
+    search = {
+        "freeze.policy": {"type": "categorical", "choices": ["none", "fisher_drift"]},
+        "freeze.threshold": {"type": "float", "low": -1.0, "high": 0.0, "step": 0.5, "when": "freeze.policy == fisher_drift"},
+    }
+    driver = Driver(small_study(search=search, sampler={"name": "grid"}, baselines=[], budget={"trials": 10}), tmp_path)
+    assert driver.ledger.total == 4
+    settings = {tuple(trial.params.items()) for trial in driver.run_all()}
+    drift = {(("freeze.policy", "fisher_drift"), ("freeze.threshold", value)) for value in (-1.0, -0.5, 0.0)}
+    assert settings == {(("freeze.policy", "none"),), *drift}
+
+
+def test_parameters_whose_condition_does_not_hold_keep_the_base_value(tmp_path: Path) -> None:
+    search = {
+        "freeze.threshold": {"type": "float", "low": -1.0, "high": -0.6, "when": "freeze.policy == fisher_drift"},
+        "freeze.policy": {"type": "categorical", "choices": ["none", "fisher_drift"]},
+    }
+    trials = Driver(small_study(search=search, baselines=[], budget={"trials": 12}), tmp_path).run_all()
+    policies = {trial.params["freeze.policy"] for trial in trials}
+    assert policies == {"none", "fisher_drift"}
+    for trial in trials:
+        threshold = trial.jobs[0].spec.freeze.threshold
+        if trial.params["freeze.policy"] == "none":
+            assert "freeze.threshold" not in trial.params
+            assert threshold == small_study().freeze.threshold
+        else:
+            assert threshold == trial.params["freeze.threshold"]
+            assert -1.0 <= threshold <= -0.6
