@@ -199,7 +199,9 @@ def launch(
     """Run a study: the search and its baselines, then compare all runs and write the report."""
     loaded = _load(study, set_, **{"budget.trials": trials, "wandb.mode": wandb})
     if trials is not None and not loaded.spec.search:
-        raise InputError(f"--trials {trials}: {study} searches nothing, so its base setting is run once; give search, or leave --trials out")
+        raise InputError(
+            f"--trials {trials}: {study} searches nothing, so its base setting is run once; give search, or leave --trials out"
+        )
     from fat_ray.study.launch import launch as launch_study
 
     directory = (out or Path(loaded.spec.output)) / loaded.spec.name

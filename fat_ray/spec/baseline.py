@@ -48,7 +48,9 @@ def _kind(value: object) -> str | None:
 
 Baseline = Annotated[
     Annotated[Name, Tag("policy")] | Annotated[BaselineSpec, Tag("settings")],
-    Discriminator(_kind, custom_error_type="unknown_baseline", custom_error_message="must be a policy, or a section with name, policy and set"),
+    Discriminator(
+        _kind, custom_error_type="unknown_baseline", custom_error_message="must be a policy, or a section with name, policy and set"
+    ),
 ]
 """The name of a policy, or a section."""
 

@@ -128,7 +128,9 @@ def _listed(distribution: Distribution) -> Iterator[tuple[Path, Any]]:
         yield from ((("choices", i), value) for i, value in enumerate(distribution.choices))
 
 
-def _in_all(contexts: Sequence[Mapping[str, Any]], adapter: TypeAdapter[Any], run: dict[str, Any] | None, key: str, value: Any) -> str | None:
+def _in_all(
+    contexts: Sequence[Mapping[str, Any]], adapter: TypeAdapter[Any], run: dict[str, Any] | None, key: str, value: Any
+) -> str | None:
     """Why the field cannot take the value in any of the settings of other fields under which it is suggested; None if it can in one."""
     found: str | None = None
     for context in contexts:

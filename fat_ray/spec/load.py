@@ -15,6 +15,7 @@ from fat_ray.errors import Problem, SpecError
 from fat_ray.spec.check import cross_problems
 from fat_ray.spec.document import MAX_BYTES, Document, Path, dotted, parse, shorten
 from fat_ray.spec.study import StudySpec
+from fat_ray.spec.task import BUILT_IN_TASKS, DATA_PATHS, EMBEDDED
 from fat_ray.spec.wording import field_path, message
 
 _DISTRIBUTION_KEYS = ("type", "low", "high", "log", "step", "choices", "when")
@@ -69,6 +70,7 @@ def _load(name: str, text: str, overrides: Sequence[str]) -> LoadedStudy:
     if not isinstance(document.data, dict):
         raise SpecError(name, document.problems)
     given = {key for override in overrides if (key := _override(document, override)) is not None}
+    _locate(document)
     spec, problems = _validate(document)
     problems = [_mark(problem, given) for problem in problems]
     if spec is None or problems or document.problems:
@@ -141,6 +143,19 @@ def _override(document: Document, text: str) -> str | None:
     section[keys[-1]] = value.data
     document.forget(tuple(keys))
     return dotted(tuple(keys))
+
+
+def _locate(document: Document) -> None:
+    """Makes the paths of the task's data absolute, so that workers on other nodes look at the same place.
+
+    They are relative to the present directory, as `output` is: a copy of a study file beside its results means the same.
+    """
+    task = document.data.get("task")
+    if not isinstance(task, dict) or task.get("name") not in BUILT_IN_TASKS:
+        return
+    for key in DATA_PATHS:
+        if isinstance(value := task.get(key), str) and value != EMBEDDED:
+            task[key] = str(FilePath(value).expanduser().absolute())
 
 
 def _split(key: str) -> list[str]:

@@ -120,4 +120,3 @@ _SAMPLERS: Mapping[str, Callable[[StudySpec], Iterator[Finding]]] = {
     "nsga2": _population,
     "nsga3": _population,
 }
-

@@ -24,15 +24,23 @@ class ShiftSpec(Strict):
     """Strength of a linear illumination gradient over the image."""
 
 
+EMBEDDED = "embedded"
+"""The data that ship with the package."""
+
+DATA_PATHS = ("data", "groups")
+"""Fields of the built-in tasks that hold paths."""
+
+
 class CrackSegmentationSpec(Strict):
     """Binary segmentation of cracks in images: EfficientNet-Lite0 with an all-MLP head, BCE-with-logits plus Dice."""
 
     name: Literal["crack_segmentation"] = "crack_segmentation"
-    data: str = "embedded"
+    data: str = EMBEDDED
     """`embedded` (the CC0 UAV set that ships with the package) or the path of a Parquet file with columns
-    id, image_jpeg and mask_png."""
+    id, image_jpeg and mask_png. A relative path starts at the present directory
+    and is made absolute when the study file is read; all nodes must reach it."""
     groups: str | None = None
-    """Path of a JSON file that maps image id to group; images of one group never fall into different splits.
+    """Path of a JSON file that maps image id to group (relative as for `data`); images of one group never fall into different splits.
     None with embedded data means the shipped groups; None with own data means that each image is its own group."""
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 128
     """Height and width of the model's input, in pixels; images are resized to it."""

@@ -195,7 +195,11 @@ class Ledger:
 
         The median forgives the first trial of a warm slot, which starts its workers.
         """
-        ended = [trial.elapsed_s(now_s) for trial in self.trials if trial.started_s is not None and trial.status in (Status.COMPLETED, Status.PRUNED)]
+        ended = [
+            trial.elapsed_s(now_s)
+            for trial in self.trials
+            if trial.started_s is not None and trial.status in (Status.COMPLETED, Status.PRUNED)
+        ]
         lanes = max(1, self.num_running)
         if ended:
             return median(ended) * self.total * (1 - self.progress) / lanes

@@ -1,5 +1,8 @@
-"""Samplers by name, built anew for each trial: what one suggests depends on the seed, the trial's number and the journal, and on nothing
-that a process remembers, so that a study that is continued suggests what the uninterrupted one would have."""
+"""Samplers by name, built anew for each trial.
+
+What one suggests depends on the seed, the trial's number and the journal, and on nothing that a process remembers, so that a study that is
+continued suggests what the uninterrupted one would have.
+"""
 
 import json
 import warnings
@@ -31,7 +34,7 @@ def build_sampler(spec: StudySpec, number: int, tried: Iterable[Mapping[str, Any
         return None if setting is None else _Fixed(setting)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return _seeded(spec, seed)
+        return _WholeSpaceQMC(spec) if spec.sampler.name == "qmc" else _seeded(spec, seed)
 
 
 def _seeded(spec: StudySpec, seed: int) -> BaseSampler:
@@ -47,8 +50,6 @@ def _seeded(spec: StudySpec, seed: int) -> BaseSampler:
             return NSGAIIISampler(population_size=_population(spec), seed=seed)
         case "cmaes":
             return CmaEsSampler(popsize=sampler.population, warn_independent_sampling=False, seed=seed)
-        case "qmc":
-            return _WholeSpaceQMC(spec)
         case _:
             return RandomSampler(seed=seed)
 
@@ -59,8 +60,11 @@ def _population(spec: StudySpec) -> int:
 
 
 class _WholeSpaceQMC(QMCSampler):
-    """One scrambled Sobol' sequence over all parameters, conditional ones included: Optuna's takes its space from the first trial, and so
-    would draw at random what that trial did not have. The position in the sequence is kept in the journal."""
+    """One scrambled Sobol' sequence over all parameters, conditional ones included.
+
+    Optuna's takes its space from the first trial, and so would draw at random what that trial did not have. The position in the sequence is
+    kept in the journal.
+    """
 
     def __init__(self, spec: StudySpec) -> None:
         super().__init__(scramble=True, seed=spec.sampler.seed, warn_independent_sampling=False)

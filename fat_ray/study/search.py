@@ -161,7 +161,9 @@ class StudySearch(Searcher):  # type: ignore[misc]
             return False
         left = total - len(self._journal.trials)
         self._ledger.total -= left
-        self._ledger.notes.append(f"the search ended {left} trials early: for {since} trials its front had not grown (budget.patience_trials)")
+        self._ledger.notes.append(
+            f"the search ended {left} trials early: for {since} trials its front had not grown (budget.patience_trials)"
+        )
         return True
 
     def _refuse(self, number: int, params: dict[str, Any], reason: str, *, tell: bool) -> None:

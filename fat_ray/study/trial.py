@@ -16,7 +16,7 @@ from fat_ray.train.stop import stop_requested
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Trains the runs of one trial and reports to Tune: each evaluation with the position of its seed, each seed that is done, and a failure.
+    """Trains the runs of one trial and reports to Tune: each evaluation with its seed's position, each seed that is done, and a failure.
 
     A run that does not complete ends the trial. Failures are reported, not raised: Tune then goes on, and the driver has the reason.
 

@@ -19,6 +19,7 @@ from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import COSTS, Objective
 from fat_ray.study.ledger import Cost, Trial
 
+
 def conclude(trial: Trial, directory: Path, failure: str | None, now_s: float) -> list[RunEnd]:
     """Enters how the trial ended; returns the ends of its runs that completed, in the order of its seeds.
 

@@ -23,9 +23,9 @@ from fat_ray.records.reader import parts, read_table, run_end, run_start, runs
 from fat_ray.rules import compromise
 from fat_ray.spec.study import StudySpec
 from fat_ray.study import cluster
+from fat_ray.study.journal import JOURNAL
 from fat_ray.study.launch import StudyOutcome, launch
 from fat_ray.study.ledger import Close
-from fat_ray.study.journal import JOURNAL
 from tests.support.ray_session import RaySession
 from tests.support.tiny_task import TINY_TASK
 

@@ -26,7 +26,12 @@ def searching(sampler: str, *, objectives: int = 2, conditional: bool = True, tr
     return small_study(
         search=CONDITIONAL if conditional else PLAIN,
         objectives=[{"metric": metric, "direction": direction} for metric, direction in OBJECTIVES[:objectives]],
-        sampler={"name": sampler, "seed": seed, "startup_trials": 3, **({"population": 4} if sampler in ("nsga2", "nsga3", "cmaes") else {})},
+        sampler={
+            "name": sampler,
+            "seed": seed,
+            "startup_trials": 3,
+            **({"population": 4} if sampler in ("nsga2", "nsga3", "cmaes") else {}),
+        },
         budget={"trials": trials},
         baselines=[],
     )

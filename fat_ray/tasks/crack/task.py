@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fat_ray.errors import DataError
-from fat_ray.spec.task import CrackSegmentationSpec
+from fat_ray.spec.task import EMBEDDED, CrackSegmentationSpec
 from fat_ray.tasks import lite0
 from fat_ray.tasks.base import Batch, Direction, ExampleSet
 from fat_ray.tasks.crack.disturb import augment, shifted
@@ -31,7 +31,7 @@ class CrackSegmentation:
     def __init__(self, spec: CrackSegmentationSpec) -> None:
         self._spec = spec
         self._weights = lite0.weights_path() if spec.pretrained else None
-        embedded = spec.data == "embedded"
+        embedded = spec.data == EMBEDDED
         pairs = read_pairs(_EMBEDDED / "uav_256.parquet" if embedded else Path(spec.data), spec.image_size)
         groups_path = _EMBEDDED / "uav_groups.json" if embedded and spec.groups is None else spec.groups
         groups = pairs.ids if groups_path is None else read_groups(Path(groups_path), pairs.ids)

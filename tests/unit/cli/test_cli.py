@@ -16,6 +16,7 @@ from fat_ray.errors import DivergedError, InputError, RunFailedError
 from fat_ray.records.manifest import create_study
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.doctor import Check
+from fat_ray.study.launch import StudyOutcome
 
 COMMANDS = ["launch", "run", "compare", "report", "status", "doctor", "schema"]
 
@@ -211,6 +212,22 @@ def test_a_run_that_failed_names_its_logs(study_file: Path, monkeypatch: pytest.
 def test_options_are_short_for_settings(study_file: Path) -> None:
     loaded = cli._load(study_file, ["budget.trials=3", "train.steps=7"], **{"budget.trials": 5, "wandb.mode": cli.WandbMode.DISABLED})
     assert (loaded.spec.budget.trials, loaded.spec.train.steps, loaded.spec.wandb.mode) == (5, 7, "disabled")
+
+
+def test_trials_without_a_search_are_refused(study_file: Path, tmp_path: Path) -> None:
+    result = invoke("launch", study_file, "--trials", "5", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"--trials 5: {study_file} searches nothing" in result.stderr
+    assert shows_one_message(result)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_that_ran_no_trial_ends_with_1(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = StudyOutcome(tmp_path, (), None, ("a note",), "the search ran no trial: all 3 suggested settings go wrong")
+    monkeypatch.setattr("fat_ray.study.launch.launch", lambda *_, **__: outcome)
+    result = invoke("launch", study_file)
+    assert result.exit_code == 1
+    assert result.stderr == "note: a note\nfat-ray: the search ran no trial: all 3 suggested settings go wrong\n"
 
 
 def test_status_as_json(study: Path) -> None:

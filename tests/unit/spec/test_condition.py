@@ -21,7 +21,9 @@ def test_conditions_are_read(text: str, expected: Condition) -> None:
     assert parse_condition(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "a", "a = b", "a == ", "== b", "a in b", "a == [b]", "a in []", "a != [b]", "a in [[b]]", "a < 3", "a == {b: c}"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "a = b", "a == ", "== b", "a in b", "a == [b]", "a in []", "a != [b]", "a in [[b]]", "a < 3", "a == {b: c}"]
+)
 def test_what_is_no_condition_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be field == value"):
         parse_condition(text)

@@ -34,11 +34,15 @@ def problems(directory: Path, text: str) -> list[Problem]:
         f"  freeze.threshold: {FLOAT}, when: freeze.policy == fisher_drift}}",
         "  fisher.every: {type: int, low: 2, high: 8, step: 2}\n" + f"  freeze.threshold: {FLOAT}, when: fisher.every == 4}}",
         # a value that goes together with the base run only where its condition holds
-        "  drift.compare: {type: categorical, choices: [previous]}\n"
-        "  drift.noise: {type: categorical, choices: [none]}\n"
-        "  drift.distance: {type: categorical, choices: [log]}",
-        "  drift.centre: {type: categorical, choices: [none, median]}\n"
-        "  drift.distance: {type: categorical, choices: [log, raw], when: drift.centre == none}",
+        (
+            "  drift.compare: {type: categorical, choices: [previous]}\n"
+            "  drift.noise: {type: categorical, choices: [none]}\n"
+            "  drift.distance: {type: categorical, choices: [log]}"
+        ),
+        (
+            "  drift.centre: {type: categorical, choices: [none, median]}\n"
+            "  drift.distance: {type: categorical, choices: [log, raw], when: drift.centre == none}"
+        ),
     ],
 )
 def test_conditions_that_can_hold_are_accepted(tmp_path: Path, text: str) -> None:
@@ -48,9 +52,24 @@ def test_conditions_that_can_hold_are_accepted(tmp_path: Path, text: str) -> Non
 @pytest.mark.parametrize(
     ("search", "field", "value", "message"),
     [
-        (f"  freeze.threshold: {FLOAT}, when: freeze.policy = none}}", "freeze.threshold.when", "freeze.policy = none", "must be field == value"),
-        (f"  freeze.threshold: {FLOAT}, when: freeze.polcy == none}}", "freeze.threshold.when", "freeze.polcy == none", "did you mean freeze.policy?"),
-        (f"  freeze.threshold: {FLOAT}, when: freeze.policy == fisher}}", "freeze.threshold.when", "freeze.policy == fisher", "freeze.policy must be"),
+        (
+            f"  freeze.threshold: {FLOAT}, when: freeze.policy = none}}",
+            "freeze.threshold.when",
+            "freeze.policy = none",
+            "must be field == value",
+        ),
+        (
+            f"  freeze.threshold: {FLOAT}, when: freeze.polcy == none}}",
+            "freeze.threshold.when",
+            "freeze.polcy == none",
+            "did you mean freeze.policy?",
+        ),
+        (
+            f"  freeze.threshold: {FLOAT}, when: freeze.policy == fisher}}",
+            "freeze.threshold.when",
+            "freeze.policy == fisher",
+            "freeze.policy must be",
+        ),
         (
             f"{POLICY}  freeze.threshold: {FLOAT}, when: freeze.policy == random_matched}}",
             "freeze.threshold.when",
@@ -70,8 +89,10 @@ def test_conditions_that_can_hold_are_accepted(tmp_path: Path, text: str) -> Non
             "freeze.floor takes any real number between two",
         ),
         (
-            f"  freeze.floor: {FLOAT}, step: 0.25, when: fisher.every == 4}}\n"
-            "  fisher.every: {type: categorical, choices: [4, 8], when: freeze.floor == 0.5}",
+            (
+                f"  freeze.floor: {FLOAT}, step: 0.25, when: fisher.every == 4}}\n"
+                "  fisher.every: {type: categorical, choices: [4, 8], when: freeze.floor == 0.5}"
+            ),
             "freeze.floor.when",
             "fisher.every == 4",
             "conditions go round in a circle: freeze.floor -> fisher.every -> freeze.floor",
@@ -84,7 +105,7 @@ def test_conditions_that_can_hold_are_accepted(tmp_path: Path, text: str) -> Non
         ),
         (f"  freeze.threshold: {FLOAT}, when: freeze.policy == none}}", "", None, "no parameter can ever be suggested"),
     ],
-)  # fmt: skip
+)
 def test_a_condition_that_cannot_hold_is_named(tmp_path: Path, search: str, field: str, value: str | None, message: str) -> None:
     [found] = problems(tmp_path, "search:\n" + search)
     assert (found.field, found.value) == (f"search.{field}".rstrip("."), value)
@@ -127,7 +148,7 @@ TWO_NUMBERS = f"  freeze.threshold: {FLOAT}}}\n  freeze.floor: {FLOAT}}}\n"
         ),
         (f"sampler: {{name: nsga3, population: 10}}\nsearch:\n{TWO_NUMBERS}", "sampler.population", "must be less than budget.trials = 10"),
     ],
-)  # fmt: skip
+)
 def test_what_a_sampler_cannot_do_is_said_before_anything_starts(tmp_path: Path, text: str, field: str, message: str) -> None:
     [found] = problems(tmp_path, text)
     assert found.field == field
@@ -135,7 +156,10 @@ def test_what_a_sampler_cannot_do_is_said_before_anything_starts(tmp_path: Path,
 
 
 def test_baselines_are_policies_or_sections(tmp_path: Path) -> None:
-    spec = study(tmp_path, "baselines: [none, {name: half, set: {freeze.floor: 0.5}}, {name: control, policy: random_matched, set: {freeze.follow: t0001-s0}}]")
+    spec = study(
+        tmp_path,
+        "baselines: [none, {name: half, set: {freeze.floor: 0.5}}, {name: control, policy: random_matched, set: {freeze.follow: t0001-s0}}]",
+    )
     none, half, control = spec.references
     assert none == BaselineSpec(name="none", policy="none")
     assert (half.changes, half.is_matched) == ({"freeze.floor": 0.5}, False)

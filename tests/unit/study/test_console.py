@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from fat_ray.events import Status
-from fat_ray.study.console import ConsoleCallback, duration, short_labels, visible
 from fat_ray.spec.baseline import as_section
+from fat_ray.study.console import ConsoleCallback, duration, short_labels, visible
 from fat_ray.study.jobs import reference_trial, search_trial
 from fat_ray.study.ledger import Close, Ledger
 from tests.support.small_studies import small_study

@@ -1,4 +1,4 @@
-"""Samplers: the same study and seed suggest the same trials, also when the driver changes in between. GP: tests/numerics/test_gp_sampler.py."""
+"""Samplers: the same study and seed suggest the same trials, also when the driver changes. GP: tests/numerics."""
 
 from pathlib import Path
 

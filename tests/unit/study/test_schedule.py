@@ -10,8 +10,8 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from fat_ray.events import Status
-from fat_ray.spec.study import SchedulerSpec
 from fat_ray.spec.baseline import as_section
+from fat_ray.spec.study import SchedulerSpec
 from fat_ray.study.jobs import reference_trial, search_trial
 from fat_ray.study.ledger import Ledger
 from fat_ray.study.schedule import CooperativeScheduler
@@ -179,7 +179,9 @@ def test_a_metric_that_is_not_reported_is_told_once(tmp_path: Path, name: str) -
     race = Race(tmp_path, 1, name=name, metric="val/iou")
     for step in (2, 4):
         race.report(0, step, 0.5)
-    assert race.ledger.notes == ["scheduler.metric val/iou is not reported, so no trial was stopped early; the task reports val/f1, val/loss"]
+    assert race.ledger.notes == [
+        "scheduler.metric val/iou is not reported, so no trial was stopped early; the task reports val/f1, val/loss"
+    ]
 
 
 def test_patience_stops_a_trial_that_no_longer_improves(tmp_path: Path) -> None:

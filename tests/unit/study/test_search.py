@@ -13,8 +13,8 @@ from fat_ray.events import Status
 from fat_ray.records.reader import run_end, run_start
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec, as_json, num_trials
-from fat_ray.study.ledger import Close, Ledger, Trial
 from fat_ray.study.journal import JOURNAL
+from fat_ray.study.ledger import Close, Ledger, Trial
 from fat_ray.study.search import StudySearch
 from tests.support.small_studies import small_study, write_run
 

@@ -40,7 +40,10 @@ def read_elsewhere(journal: Path) -> list[Any]:
 
 def stock(results: list[dict[str, float]]) -> optuna.Study:
     search = OptunaSearch(
-        {"x": optuna.distributions.FloatDistribution(0, 1)}, metric=list(FULL), mode=["max", "min"], sampler=optuna.samplers.RandomSampler(0)
+        {"x": optuna.distributions.FloatDistribution(0, 1)},
+        metric=list(FULL),
+        mode=["max", "min"],
+        sampler=optuna.samplers.RandomSampler(0),
     )
     for number, result in enumerate(results):
         assert search.suggest(str(number))
