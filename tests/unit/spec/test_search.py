@@ -142,7 +142,7 @@ TWO_NUMBERS = f"  freeze.threshold: {FLOAT}}}\n  freeze.floor: {FLOAT}}}\n"
             "searches numbers only",
         ),
         (
-            f"{ONE}sampler: {{name: cmaes}}\nsearch:\n{TWO_NUMBERS}  freeze.cap: {{type: float, low: 0.1, high: 0.2, when: freeze.every == 12}}",
+            f"{ONE}sampler: {{name: cmaes}}\nsearch:\n{TWO_NUMBERS}  freeze.cap: {{type: float, low: 0.1, high: 0.2, when: drift.bins == 64}}",
             "search.freeze.cap.when",
             "cannot search under conditions",
         ),
@@ -158,7 +158,7 @@ def test_what_a_sampler_cannot_do_is_said_before_anything_starts(tmp_path: Path,
 def test_baselines_are_policies_or_sections(tmp_path: Path) -> None:
     spec = study(
         tmp_path,
-        "baselines: [none, {name: half, set: {freeze.floor: 0.5}}, {name: control, policy: random_matched, set: {freeze.follow: t0001-s0}}]",
+        "baselines: [none, {name: half, set: {freeze.floor: 0.5}}, {name: rm, policy: random_matched, set: {freeze.follow: t0001-s0}}]",
     )
     none, half, control = spec.references
     assert none == BaselineSpec(name="none", policy="none")
