@@ -1,8 +1,9 @@
 """One row per run and one per setting: what each reached, what it cost, and how it stands against full fine-tuning.
 
-The words, used in this sense everywhere in analysis: *last* is the value of a run's latest evaluation, *best* the most favourable value of
-any of its evaluations (an optimistic number: it picks its own moment), *partial* any value of a run that did not complete. Ranks and the
-Pareto front use last values of completed runs only.
+The words, used in this sense everywhere in analysis: *last* is the value of a run's latest evaluation, whenever that was; *at budget* the
+value after the last planned step, which only completed runs have; *best* the most favourable value of any evaluation (an optimistic number:
+it picks its own moment); *partial* any value of a run that did not complete. Ranks, the Pareto front, differences and means over seeds use
+values at budget.
 """
 
 import math
@@ -42,6 +43,7 @@ RUN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "planned_steps": pl.Int32,
     "val_last": pl.Float64,
     "val_last_step": pl.Int32,
+    "val_at_budget": pl.Float64,
     "val_best": pl.Float64,
     "val_best_step": pl.Int32,
     "test_last": pl.Float64,
@@ -72,6 +74,7 @@ RUN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
 
 MEASURES = (
     "val_last",
+    "val_at_budget",
     "val_best",
     "test_last",
     "zero_shot_last",
@@ -209,7 +212,7 @@ def _setting() -> pl.Expr:
 
 
 def _measured(runs: pl.DataFrame, evals: pl.DataFrame, metric: str, direction: str) -> pl.DataFrame:
-    """Adds the last and best values of the metric."""
+    """Adds the metric's last value, that at the budget, and the best."""
     values = evals.filter(pl.col("metric") == metric)
     val, others = pl.col("split") == "val", ~pl.col("split").is_in(["val", "test"])
     last = values.sort("step").group_by(*RUN_KEY, "split").agg(pl.col("value", "step").last())
@@ -223,7 +226,8 @@ def _measured(runs: pl.DataFrame, evals: pl.DataFrame, metric: str, direction: s
     best = seen.group_by(RUN_KEY, maintain_order=True).agg(
         pl.col("value").first().alias("val_best"), pl.col("step").first().alias("val_best_step")
     )
-    return runs.join(final, on=RUN_KEY, how="left").join(best, on=RUN_KEY, how="left")
+    at_budget = pl.when(~pl.col("partial")).then("val_last").alias("val_at_budget")
+    return runs.join(final, on=RUN_KEY, how="left").join(best, on=RUN_KEY, how="left").with_columns(at_budget)
 
 
 def _against_full(runs: pl.DataFrame) -> pl.DataFrame:

@@ -85,7 +85,7 @@ def tradeoff(comparison: Comparison) -> Chart | None:
     if not rows:
         return None
     low, high, note = _domain(rows, comparison)
-    y = _y("value", f"validation {metric}, last", domain=[low, high], zero=False, nice=False)
+    y = _y("value", f"validation {metric}, at budget", domain=[low, high], zero=False, nice=False)
     x = alt.X(
         "active:Q", axis=alt.Axis(title="mean active parameters N̄", format="~s", tickCount=7), scale=alt.Scale(zero=False, padding=36)
     )

@@ -16,6 +16,9 @@ RUNNING = "running"
 """State of a run that has begun and not ended; one whose driver was killed stays here."""
 
 
+_LAST = 13  # columns of the heading "last val/f1"
+
+
 @dataclass(frozen=True)
 class RunState:
     """How one run stands.
@@ -113,7 +116,8 @@ def as_text(status: StudyStatus) -> str:
     """The status as text: one line for the study, one per run."""
     counts = ", ".join(f"{count} {state}" for state, count in status.counts.items()) or "nothing has begun"
     width = max([len("run"), *(len(run.run) for run in status.runs)])
-    heading = f"{'run':<{width}}  {'state':<9}  {'step':>11}  {status.metric:>8}  {'active':>6}  {'elapsed':>8}"
+    last = f"last {status.metric}"
+    heading = f"{'run':<{width}}  {'state':<9}  {'step':>11}  {last:>{_LAST}}  {'active':>6}  {'elapsed':>8}"
     lines = [f"{status.study}: {len(status.runs)} of {status.planned} runs begun: {counts}"]
     return "\n".join([*lines, *([heading] if status.runs else []), *(_line(run, width) for run in status.runs)])
 
@@ -122,5 +126,6 @@ def _line(run: RunState, width: int) -> str:
     value = "-" if run.value is None else f"{run.value:.4f}"
     active = "-" if run.active_fraction is None else f"{run.active_fraction:.0%}"
     minutes, seconds = divmod(round(run.elapsed_s), 60)
-    line = f"{run.run:<{width}}  {run.state:<9}  {f'{run.step}/{run.steps}':>11}  {value:>8}  {active:>6}  {f'{minutes}:{seconds:02d}':>8}"
+    step, elapsed = f"{run.step}/{run.steps}", f"{minutes}:{seconds:02d}"
+    line = f"{run.run:<{width}}  {run.state:<9}  {step:>11}  {value:>{_LAST}}  {active:>6}  {elapsed:>8}"
     return f"{line}  {run.reason}".rstrip()

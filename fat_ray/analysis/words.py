@@ -58,8 +58,9 @@ def outcome(comparison: Comparison) -> str:
     full, matched = baseline(comparison, FULL), baseline(comparison, "random_matched")
     goals = [objective.metric for objective in comparison.objectives]
     praise = f"the best compromise between {text.listing(goals)}" if len(goals) > 1 else f"the best setting by {goals[0]}"
+    budget = text.count(comparison.studies[0].spec["train"]["steps"], "step")
     parts = [
-        f"At the last step, {praise} is {text.setting_name(best['setting'])}:"
+        f"At the budget of {budget}, {praise} is {text.setting_name(best['setting'])}:"
         f" validation {metric} {_mean(best, 'val_last')}"
         + (f", where full fine-tuning reached {_mean(full, 'val_last')}." if full else ".")
     ]
@@ -122,8 +123,8 @@ def facts(comparison: Comparison) -> list[Fact]:
         ),
     ]
     return [
-        Fact(f"Validation {metric}, last", text.score(best["val_last_mean"]), against("val_last")),
-        Fact(f"Test {metric}, last", text.score(best["test_last_mean"]), against("test_last")),
+        Fact(f"Validation {metric}, at budget", text.score(best["val_last_mean"]), against("val_last")),
+        Fact(f"Test {metric}, at budget", text.score(best["test_last_mean"]), against("test_last")),
         *costs,
     ]
 
@@ -164,7 +165,8 @@ def caveats(comparison: Comparison) -> list[str]:
 
 GLOSSARY = {
     "setting, trial, run": "A trial is one setting suggested by the search; a run is one training of a trial or baseline with one seed.",
-    "last": "The value at a run's latest evaluation: for a completed run, after its last step. Ranks use it.",
+    "last": "The value at a run's latest evaluation, whenever that was; partial (†) unless the run completed.",
+    "at budget": "The value after the last planned step, which only completed runs have. Ranks, the front and all differences use it.",
     "best": "The most favourable of all evaluations of a run. It picks its own moment and is optimistic; nothing is ranked by it.",
     "pruned": "Stopped early by the study's scheduler. Its values are partial (†): they belong to fewer steps than others.",
     "running": "Started, and no end is recorded.",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fat_ray.events import RunEnd
+from fat_ray.events import RunEnd, Status
 
 AXIS = "train/global_step"
 """Horizontal axis of all metrics: the `step` column of the records."""
@@ -46,16 +46,20 @@ def metric_name(name: str) -> str:
 
 
 def summary_values(end: RunEnd | None) -> MetricRow:
-    """How a run ended, what it cost, and its final and best metrics; None: it was killed before it could say so."""
+    """How a run ended, what it cost, and its last and best metrics; None: it was killed before it could say so.
+
+    A completed run has its last metrics at the budget too, under this name; a dashboard that plots those shows no partial value.
+    """
     if end is None:
         return {"status": "failed", "reason": "the run was killed: its records have no end"}
+    words = ("last", "at_budget") if end.status is Status.COMPLETED else ("last",)
     costs = ("wall_s", "train_s", "worker_s", "updates", "flops", "mean_active", "mean_active_fraction", *_BYTES)
     return {
         "status": end.status.value,
         "reason": end.reason,
         "steps": end.steps,
         **{f"cost/{name}": value for name in costs if (value := getattr(end, name)) is not None},
-        **{f"final/{metric_name(name)}": value for name, value in end.final.items()},
+        **{f"{word}/{metric_name(name)}": value for word in words for name, value in end.final.items()},
         **{f"best/{metric_name(name)}": value for name, value in end.best.items()},
     }
 

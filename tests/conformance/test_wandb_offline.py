@@ -187,7 +187,7 @@ def test_summary_and_exit_code_say_how_it_ended(place: Path, offline: dict[str, 
     assert {name: good.summary[f"cost/{name}"] for name in ("wall_s", "worker_s", "updates", "flops", "mean_active")} == {
         name: getattr(ended, name) for name in ("wall_s", "worker_s", "updates", "flops", "mean_active")
     }
-    assert (good.summary["final/val/f1"], good.summary["final/zero_shot_blur/f1"], good.summary["best/val/f1"]) == (0.5, 0.375, 0.5)
+    assert (good.summary["at_budget/val/f1"], good.summary["last/zero_shot_blur/f1"], good.summary["best/val/f1"]) == (0.5, 0.375, 0.5)
     diverged, killed = offline["t0004-s0"], offline["t0005-s0"]
     assert (diverged.exit_code, diverged.summary["status"], diverged.summary["reason"]) == (1, "diverged", "loss is nan")
     assert (killed.exit_code, killed.summary["status"]) == (1, "failed")

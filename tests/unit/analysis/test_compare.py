@@ -57,7 +57,19 @@ def test_last_is_the_latest_and_best_the_most_favourable_evaluation(tmp_path: Pa
     write_events(study, start_of(run, spec, small_groups()), [Eval(12, "val", {"f1": 0.9}, 0.1), Eval(14, "val", {"f1": 0.9}, 0.1)])
     row = _row(compare([study]), "t0000-s0")
     assert (row["val_last"], row["val_last_step"]) == (pytest.approx(0.5), 20)
+    assert row["val_at_budget"] == row["val_last"]
     assert (row["val_best"], row["val_best_step"]) == (0.9, 12)  # the earliest of equals
+
+
+def test_only_a_completed_run_has_a_value_at_the_budget(tmp_path: Path) -> None:
+    runs = [
+        FakeRun("t0000-s0", trial=0),
+        FakeRun("t0001-s0", trial=1, status=Status.PRUNED, steps=12),
+        FakeRun("t0002-s0", trial=2, status=None, steps=12),
+    ]
+    comparison = compare([write_study(tmp_path / "a", runs, spec=study_spec(steps=20))])
+    found = {row["run"]: (row["val_last"] is None, row["val_at_budget"] is None) for row in comparison.runs.iter_rows(named=True)}
+    assert found == {"t0000-s0": (False, False), "t0001-s0": (False, True), "t0002-s0": (False, True)}
 
 
 def test_the_best_of_a_metric_that_falls_is_its_minimum(tmp_path: Path) -> None:

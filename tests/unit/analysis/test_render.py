@@ -23,7 +23,9 @@ DOCUMENT = ["format", "version", "metric", "objectives", "studies", "runs", "set
 RUN = {
     **dict.fromkeys(["study", "run", "setting", "role", "label", "policy", "status", "reason"], TEXT),
     **dict.fromkeys(["trial", "seed", "steps", "planned_steps", "val_last_step", "val_best_step", "updates", "pareto_rank"], COUNT),
-    **dict.fromkeys(["val_last", "val_best", "test_last", "zero_shot_last", "mean_active", "mean_active_fraction"], NUMBER),
+    **dict.fromkeys(
+        ["val_last", "val_at_budget", "val_best", "test_last", "zero_shot_last", "mean_active", "mean_active_fraction"], NUMBER
+    ),
     **dict.fromkeys(["final_active_fraction", "train_s", "wall_s", "worker_s", "flops"], NUMBER),
     **dict.fromkeys(["comm_bytes", "peak_memory_bytes"], COUNT),
     **dict.fromkeys(["mean_optimizer_bytes", "mean_peak_memory_bytes"], NUMBER),
@@ -33,7 +35,16 @@ RUN = {
     "params": (dict,),
 }
 MEASURES = [
-    *("val_last", "val_best", "test_last", "zero_shot_last", "mean_active", "mean_active_fraction", "final_active_fraction"),
+    *(
+        "val_last",
+        "val_at_budget",
+        "val_best",
+        "test_last",
+        "zero_shot_last",
+        "mean_active",
+        "mean_active_fraction",
+        "final_active_fraction",
+    ),
     *("train_s", "wall_s", "worker_s", "flops", "delta_val", "delta_test", "flops_ratio", "train_s_ratio"),
     *("comm_bytes", "mean_optimizer_bytes", "peak_memory_bytes", "mean_peak_memory_bytes"),
     *("comm_bytes_ratio", "mean_optimizer_bytes_ratio", "mean_peak_memory_bytes_ratio"),

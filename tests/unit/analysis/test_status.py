@@ -84,7 +84,7 @@ def test_text_and_json_say_the_same(study: Path) -> None:
     status = read_status(study, now=BEGAN + timedelta(seconds=75))
     heading, columns, line = as_text(status).splitlines()
     assert heading == "small: 1 of 10 runs begun: 1 running"
-    assert columns.split() == ["run", "state", "step", "val/f1", "active", "elapsed"]
+    assert columns.split() == ["run", "state", "step", "last", "val/f1", "active", "elapsed"]
     assert line.split() == ["t0000-s0", "running", "4/10", "0.2500", "75%", "1:15"]
     document = json.loads(as_json(status))
     assert document["counts"] == {"running": 1}

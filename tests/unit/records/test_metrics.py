@@ -81,7 +81,13 @@ def test_the_summary_holds_status_costs_and_metrics() -> None:
     assert (shown["status"], shown["reason"], shown["steps"]) == ("pruned", "asha", 5)
     assert (shown["cost/flops"], shown["cost/updates"], shown["cost/mean_active"]) == (5e9, 2341, 468.2)
     assert (shown["cost/comm_bytes"], shown["cost/optimizer_bytes"], shown["cost/peak_memory_bytes"]) == (9744, 4000, 50_000_000)
-    assert (shown["final/zero_shot_blur/f1"], shown["best/val/f1"]) == (0.375, 0.5)
+    assert (shown["last/zero_shot_blur/f1"], shown["best/val/f1"]) == (0.375, 0.5)
+    assert not [name for name in shown if name.startswith("at_budget/")]
+
+
+def test_only_a_completed_run_has_values_at_the_budget() -> None:
+    shown = summary_values(end())
+    assert (shown["at_budget/val/f1"], shown["last/val/f1"], shown["best/val/f1"]) == (0.5, 0.5, 0.5)
 
 
 def test_a_run_without_an_end_failed() -> None:
