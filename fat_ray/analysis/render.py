@@ -38,8 +38,10 @@ def explanations(comparison: Comparison) -> list[str]:
     objectives = text.listing(f"{objective.direction} {objective.metric}" for objective in comparison.objectives)
     lines = [
         f"{FRONT}: Pareto front of completed runs: {objectives}.",
-        "last: at the latest evaluation; at budget: after the last planned step, so of completed runs only;"
-        " best: the most favourable evaluation.",
+        (
+            "last: at the latest evaluation; at budget: after the last planned step, so of completed runs only;"
+            " best: the most favourable evaluation."
+        ),
         f"{MEAN_ACTIVE}: mean active parameters over the steps; vs full: against full fine-tuning (`none`) with the same seed.",
     ]
     if bool(comparison.runs["partial"].any()):

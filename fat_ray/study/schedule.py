@@ -3,6 +3,7 @@
 Tune never kills a trial, so its workers leave in good order, write their last record, and free what they held.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ class CooperativeScheduler(FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         self._judge, self._spec = build_judge(spec, steps), spec
         self._ledger, self._directory = ledger, directory
+        for trial in ledger.trials:
+            self._show_again(trial)
+
+    def _show_again(self, trial: Trial) -> None:
+        """Shows a trial that an earlier driver ran, as a bar for the next ones."""
+        for position, seed in enumerate([] if trial.is_baseline else trial.evaluations):
+            for step in sorted(seed):
+                self._verdict(trial, position, {at: value for at, value in trial.curve(self._spec.metric, position).items() if at <= step})
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:  # noqa: ARG002 - Tune's interface
         """Always CONTINUE; a trial that the judge would stop is asked to end as pruned."""
@@ -44,14 +53,17 @@ class CooperativeScheduler(FIFOScheduler):  # type: ignore[misc]
         curve = trial.curve(self._spec.metric, position)
         if trial.step not in curve:
             self._miss(trial, position)
-            return
-        sign = 1.0 if self._spec.direction == "maximize" else -1.0
-        assert self._judge is not None
-        assert trial.number is not None
-        stops = self._judge.stops(trial.number, position, {step: sign * value for step, value in curve.items()})
-        if stops and trial.step < trial.steps:
+        elif self._verdict(trial, position, curve) and trial.step < trial.steps:
             trial.asked_to_stop = Status.PRUNED
             request_stop(self._directory, trial.jobs[position].run, Status.PRUNED)
+
+    def _verdict(self, trial: Trial, position: int, curve: Mapping[int, float]) -> bool:
+        """Whether the judge would stop the trial."""
+        if self._judge is None or not curve:
+            return False
+        assert trial.number is not None
+        sign = 1.0 if self._spec.direction == "maximize" else -1.0
+        return self._judge.stops(trial.number, position, {step: sign * value for step, value in curve.items()})
 
     def _miss(self, trial: Trial, position: int) -> None:
         """Says once that the metric is not there: nothing is stopped then."""

@@ -23,7 +23,7 @@ from fat_ray.study.front import trials_without_gain
 from fat_ray.study.jobs import matched_random, reference_trial, search_trial
 from fat_ray.study.journal import Journal
 from fat_ray.study.ledger import Ledger, Trial
-from fat_ray.study.verdict import conclude, objective_values, seed_values
+from fat_ray.study.verdict import conclude, objective_values, recall, seed_values
 
 _LOST = "the driver of the study ended while it ran"
 
@@ -109,6 +109,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
                 self._refuse(told.number, told.params, str(error), tell=running)
                 continue
             self._ledger.add(f"before-{name}", trial)
+            recall(trial, self._directory)
             self._open |= {told.number} if running else set()
             self._conclude(trial, _LOST if running else None)
             if told.state is TrialState.COMPLETE:

@@ -65,6 +65,17 @@ def _record_end(trial: Trial, directory: Path, run: str, failure: str | None) ->
     return record_end(job, directory, Status.STOPPED, "the study ended while it ran" if began else "stopped before it began")
 
 
+def recall(trial: Trial, directory: Path) -> None:
+    """Enters the evaluations of a trial that another driver ran: early stopping compares the next trials with it."""
+    for position, job in enumerate(trial.jobs):
+        found: dict[int, dict[str, float]] = {}
+        for row in read_table(directory, "evals", job.run).to_pylist():
+            if row["split"] == "val" and row["value"] is not None:
+                found.setdefault(row["step"], {})[f"val/{row['metric']}"] = row["value"]
+        for step in sorted(found):
+            trial.note({"step": step, "position": position, **found[step]})
+
+
 def record_end(job: RunJob, directory: Path, status: Status, reason: str) -> RunEnd:
     """Records the end of a run that could not write it itself, with the costs that are in its records.
 

@@ -142,7 +142,7 @@ TWO_NUMBERS = f"  freeze.threshold: {FLOAT}}}\n  freeze.floor: {FLOAT}}}\n"
             "searches numbers only",
         ),
         (
-            f"{ONE}sampler: {{name: cmaes}}\nsearch:\n{TWO_NUMBERS}  freeze.cap: {{type: float, low: 0.1, high: 1, when: drift.bins == 64}}",
+            f"{ONE}sampler: {{name: cmaes}}\nsearch:\n{TWO_NUMBERS}  freeze.cap: {{type: float, low: 0.1, high: 1, when: drift.bins==64}}",
             "search.freeze.cap.when",
             "cannot search under conditions",
         ),

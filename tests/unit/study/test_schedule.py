@@ -184,6 +184,15 @@ def test_a_metric_that_is_not_reported_is_told_once(tmp_path: Path, name: str) -
     ]
 
 
+def test_trials_of_an_earlier_driver_are_a_bar_for_the_next(tmp_path: Path) -> None:
+    race = Race(tmp_path, 3, name="asha")
+    for number, value in enumerate([0.9, 0.5]):
+        race.report(number, 2, value)
+    again = CooperativeScheduler(SchedulerSpec(name="asha", grace_steps=2), STEPS, race.ledger, tmp_path)
+    again.on_trial_result(CONTROLLER, TuneTrial("2"), {"step": 2, "val/f1": 0.6})
+    assert race.asked(2) is Status.PRUNED
+
+
 def test_patience_stops_a_trial_that_no_longer_improves(tmp_path: Path) -> None:
     race = Race(tmp_path, 2, name="patience", patience=2, min_delta=0.05, metric="val/loss", direction="minimize")
     for step, rising, falling in ((2, 0.5, 0.5), (4, 0.48, 0.4), (6, 0.47, 0.3)):

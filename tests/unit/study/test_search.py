@@ -295,6 +295,7 @@ def test_a_driver_that_was_killed_leaves_no_zombie_and_the_next_one_goes_on(tmp_
     write_run(mid_run.jobs[0], None, steps=3)
 
     after = Driver(spec, tmp_path / "cut")
+    assert [trial.last("val/f1") for trial in after.ledger.trials] == [0.7, 0.5, 0.5]
     assert [told.state for told in after.journal()] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
     assert after.journal()[1].values == [0.5, 50.0]
     assert "the driver of the study ended while it ran" in after.journal()[2].user_attrs["reason"]
