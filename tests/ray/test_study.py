@@ -178,6 +178,28 @@ def test_what_asha_stops_is_pruned_and_its_workers_leave_by_themselves(ray_sessi
     assert Counter(run.status for run in outcome.runs)[Status.COMPLETED] >= 1
 
 
+def test_every_seed_is_reported_and_baselines_of_ones_own_come_first(ray_session: RaySession, tmp_path: Path) -> None:
+    spec = tiny_study(
+        seeds=[0, 1],
+        workers=1,
+        objectives=[{"metric": "val/loss", "direction": "minimize"}],
+        scheduler={"name": "patience", "metric": "val/loss", "direction": "minimize", "patience": 50},
+        budget={"trials": 1},
+        baselines=[{"name": "half", "policy": "fisher_drift", "set": {"freeze.floor": 0.5}}],
+    )
+    outcome = start(spec, tmp_path)
+    assert [(run.run, run.status) for run in outcome.runs] == [
+        (f"{trial}-s{seed}", Status.COMPLETED) for trial in ("half", "t0000") for seed in (0, 1)
+    ]
+    assert run_start(outcome.directory, "half-s1").spec["freeze"]["floor"] == 0.5
+    [told] = journal(tmp_path)
+    losses = {step: [loss_at(outcome.directory, f"t0000-s{seed}", step) for seed in (0, 1)] for step in (2, 4, 6, 8)}
+    means = {**{step: first for step, (first, _) in losses.items()}, **{8 + step: sum(both) / 2 for step, both in losses.items()}}
+    assert told.intermediate_values == pytest.approx(means)
+    assert told.value == pytest.approx(means[16])
+    assert told.user_attrs["seed_values"] == {"val/loss": pytest.approx(losses[8])}
+
+
 def test_ctrl_c_stops_the_running_trial_and_ends_cleanly(ray_session: RaySession, tmp_path: Path) -> None:
     directory = tmp_path / "study"
     watcher = interrupt_when(lambda: bool(parts(directory, "evals", "none-s0")))
