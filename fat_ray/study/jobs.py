@@ -25,7 +25,9 @@ def search_trial(study: StudySpec, directory: Path, number: int, params: Mapping
 
 def reference_trial(study: StudySpec, directory: Path, baseline: BaselineSpec) -> Trial:
     """A baseline that follows nobody: the base run of the study with the baseline's changes."""
-    return _trial(study, directory, baseline.name, with_params(study.run, baseline.changes))
+    trial = _trial(study, directory, baseline.name, with_params(study.run, baseline.changes))
+    trial.params = {} if baseline.policy == baseline.name else baseline.changes
+    return trial
 
 
 def matched_random(study: StudySpec, directory: Path, baseline: BaselineSpec, leader: Trial) -> Trial:
@@ -34,7 +36,7 @@ def matched_random(study: StudySpec, directory: Path, baseline: BaselineSpec, le
     So it differs from the leader in nothing but which groups freeze, and in what the baseline sets.
     """
     changes = {key: value for key, value in baseline.changes.items() if key != "freeze.follow"}
-    trial = _trial(study, directory, baseline.name, with_params(leader.jobs[0].spec, changes), params=leader.params)
+    trial = _trial(study, directory, baseline.name, with_params(leader.jobs[0].spec, changes), params=leader.jobs[0].params)
     followed = {job.seed: schedule(directory, job.run) for job in leader.jobs}
     trial.jobs = [job.model_copy(update={"follow": followed[job.seed]}) for job in trial.jobs]
     return trial

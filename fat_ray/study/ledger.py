@@ -45,7 +45,7 @@ class Trial:
     Attributes:
         name: ``t0003`` for trials of the search, else the baseline's name; the part of the run ids before the seed.
         number: Position in the search; None for a baseline.
-        params: Searched fields and their values.
+        params: Searched fields and their values; of a baseline what it sets.
         jobs: One per seed, in the order in which they are trained.
         step: Last step of which something was heard, of the seed that is trained now.
         seeds_done: Runs that ended.

@@ -272,6 +272,7 @@ def test_baselines_of_ones_own_run_first_and_matched_ones_last(tmp_path: Path) -
     half, control, matched = trials[1].jobs[0], trials[5], trials[6]
     assert (half.run, half.role, half.label) == ("half-s0", "baseline", "half")
     assert half.spec == small_study(freeze={"floor": 0.5}).run
+    assert (half.params, trials[1].params) == ({}, {"freeze.floor": 0.5})  # nothing was searched; the console shows what it sets
     assert (control.params, matched.params) == (trials[3].params, trials[4].params)
     assert {control.jobs[0].spec.freeze.policy, matched.jobs[0].spec.freeze.policy} == {"random_matched"}
 
