@@ -49,7 +49,7 @@ def test_conditions_hold(text: str, value: Any, expected: bool) -> None:
 CHAIN = {"c": parse_condition("b == 2"), "b": parse_condition("a == 1"), "a": None, "z": parse_condition("fixed == yes")}
 
 
-@pytest.mark.parametrize("order", permutations(CHAIN))
+@pytest.mark.parametrize("order", list(permutations(CHAIN)))
 def test_each_parameter_comes_after_what_its_condition_asks_for(order: tuple[str, ...]) -> None:
     found = in_order({key: CHAIN[key] for key in order})
     assert sorted(found) == sorted(order)
