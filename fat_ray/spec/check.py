@@ -11,6 +11,7 @@ from fat_ray.spec.base import nearest
 from fat_ray.spec.baseline import BaselineSpec
 from fat_ray.spec.document import Path, dotted, shorten
 from fat_ray.spec.keys import FIXED, TASK_METRICS, run_fields, scalar, task_model, value_adapter
+from fat_ray.spec.policy import POLICIES
 from fat_ray.spec.run import RunSpec
 from fat_ray.spec.search import branches, condition_problems, sampler_problems
 from fat_ray.spec.space import Distribution, FloatRange, IntRange
@@ -190,7 +191,7 @@ def _baseline_values(path: Path, baseline: BaselineSpec, run: Mapping[str, Any])
         field = field_path(item["loc"])
         yield path, shorten(baseline.name), f"{dotted(field) or 'the run'} {message(item, field, changed)}"
         return
-    if baseline.name in ("none", "random_matched") and changed["freeze"]["policy"] != baseline.name:
+    if baseline.name in POLICIES and changed["freeze"]["policy"] != baseline.name:
         yield path, shorten(baseline.name), f"is the name of another policy than {changed['freeze']['policy']}: choose another name"
 
 

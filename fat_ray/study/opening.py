@@ -1,5 +1,6 @@
 """What comes before any run: the checks that need no cluster, and the study's directory, which goes again if nothing was started in it."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 from fat_ray.errors import InputError
 from fat_ray.records.manifest import create_study, discard_study
 from fat_ray.records.wandb import WandbMirror
-from fat_ray.spec.run import FreezeSpec
-from fat_ray.spec.study import Choice, StudySpec
+from fat_ray.spec.check import substitute
+from fat_ray.spec.run import RunSpec
+from fat_ray.spec.space import Choice
+from fat_ray.spec.study import StudySpec, as_json
 
 
 @contextmanager
@@ -31,8 +34,8 @@ def opened(spec: StudySpec, text: str, directory: Path, command: Sequence[str]) 
     from fat_ray.tasks.registry import check_task
 
     model = check_task(spec.task)
-    for freeze in _policies(spec):
-        check_policy(model, spec.run.model_copy(update={"freeze": freeze}), spec.train.steps)
+    for run in _policies(spec):
+        check_policy(model, run, spec.train.steps)
     create_study(directory, spec, text, command=command)
     try:
         mirror = WandbMirror(directory, spec.wandb)
@@ -43,8 +46,10 @@ def opened(spec: StudySpec, text: str, directory: Path, command: Sequence[str]) 
         raise
 
 
-def _policies(spec: StudySpec) -> Iterator[FreezeSpec]:
-    """The base run's policy, or each one that is searched; random_matched has nothing to follow yet."""
-    searched = spec.search.get("freeze.policy")
+def _policies(spec: StudySpec) -> Iterator[RunSpec]:
+    """A run for the base policy, or for each one that is searched, and for each baseline; random_matched has nothing to follow yet."""
+    searched, run = spec.search.get("freeze.policy"), as_json(spec.run)
     names = searched.choices if isinstance(searched, Choice) else [spec.freeze.policy]
-    yield from (spec.freeze.model_copy(update={"policy": name}) for name in names if name != "random_matched")
+    changes = [{"freeze.policy": name} for name in names] + [baseline.changes for baseline in spec.references]
+    runs = (RunSpec.model_validate_json(json.dumps(substitute(run, change))) for change in changes)
+    yield from (run for run in runs if run.freeze.policy != "random_matched")

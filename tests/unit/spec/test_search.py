@@ -166,6 +166,18 @@ def test_baselines_are_policies_or_sections(tmp_path: Path) -> None:
     assert (control.changes, control.is_matched) == ({"freeze.policy": "random_matched", "freeze.follow": "t0001-s0"}, True)
 
 
+def test_any_policy_can_be_a_baseline(tmp_path: Path) -> None:
+    written = """baselines:
+  - head_only
+  - {name: half, set: {freeze.policy: linear_schedule, freeze.final_active: 0.5}}
+  - {name: mine, policy: 'my.policies:build'}"""
+    assert [(baseline.name, baseline.changes) for baseline in study(tmp_path, written).references] == [
+        ("head_only", {"freeze.policy": "head_only"}),
+        ("half", {"freeze.policy": "linear_schedule", "freeze.final_active": 0.5}),
+        ("mine", {"freeze.policy": "my.policies:build"}),
+    ]
+
+
 @pytest.mark.parametrize(
     ("baseline", "field", "message"),
     [
@@ -176,6 +188,7 @@ def test_baselines_are_policies_or_sections(tmp_path: Path) -> None:
         ("{name: half}", "baselines[0]", "would repeat the base run"),
         ("{name: t0001, policy: none}", "baselines[0]", "is that of a searched trial"),
         ("{name: none, policy: fisher_drift}", "baselines[0]", "is the name of another policy than fisher_drift"),
+        ("{name: lora, set: {freeze.floor: 0.5}}", "baselines[0]", "is the name of another policy than fisher_drift"),
         ("{name: half, policy: none, set: {freeze.policy: none}}", "baselines[0]", "gives its policy twice"),
         ("{name: half, set: {freeze.flor: 0.5}}", "baselines[0].set.freeze.flor", "did you mean freeze.floor?"),
         ("{name: half, set: {freeze.floor: 1.5}}", "baselines[0]", "freeze.floor must be at most 1"),

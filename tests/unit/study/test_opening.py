@@ -30,6 +30,13 @@ def test_each_searched_policy_is_checked(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_policy_of_a_baseline_is_checked(tmp_path: Path) -> None:
+    spec = small_study(baselines=["none", {"name": "mine", "policy": "tests.support.own_policies:fails"}])
+    with pytest.raises(PolicyError, match=r"own_policies:fails"), opened(spec, "", tmp_path / "a", []):
+        pytest.fail("it was opened")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_such_a_search_the_base_policy_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, int]] = []
 
@@ -39,4 +46,4 @@ def test_without_such_a_search_the_base_policy_is(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(policies, "check_policy", check)
     spec = small_study()
     with opened(spec, "", tmp_path / "a", []):
-        assert seen == [("fisher_drift", spec.train.steps)]
+        assert seen == [("fisher_drift", spec.train.steps), ("none", spec.train.steps)]
