@@ -34,6 +34,8 @@ class Supervisor(Callback):  # type: ignore[misc]
         """Tune calls this about ten times per second."""
         if self._ledger.close is None:
             self._ledger.close = used_up(self._budget, self._ledger, time.monotonic())
+            if self._ledger.close is not None:
+                self._ledger.notes.append(f"{self._ledger.close}: running trials were stopped, and the rest was left out")
         if self._ledger.close is not None:
             self._stop_all()
 

@@ -63,6 +63,7 @@ def test_running_trials_are_stopped_when_a_budget_is_used_up_and_told_as_no_resu
     driver.search.on_trial_complete(driver.id, {})
     assert driver.suggest()[1] == Searcher.FINISHED
     assert (driver.ledger.close, trial.status) == (Close.OUT_OF_FLOPS, Status.STOPPED)
+    assert driver.ledger.notes == ["budget of floating point operations used up: running trials were stopped, and the rest was left out"]
     [told] = driver.journal()
     assert (told.state, told.values) == (TrialState.FAIL, None)
     assert told.user_attrs["reason"] == "stopped: stopped on request after 6 of 8 steps"
