@@ -33,7 +33,7 @@ class SamplerSpec(Strict):
     """Trial k depends on this, on k, and on how the trials before it ended, on nothing else: a resumed study goes on as if nothing had
     happened."""
     startup_trials: Count = 4
-    """tpe and gp: completed trials before the model is used."""
+    """tpe and gp: trials that completed (for tpe also pruned ones) before the model is used."""
     population: Annotated[int, Field(ge=2, lt=2**31)] | None = None
     """nsga2, nsga3 and cmaes: trials per generation; null: for cmaes by the number of parameters, else 50 or a quarter of the trials,
     whichever is less, but at least 4."""
