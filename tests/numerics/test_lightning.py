@@ -1,0 +1,47 @@
+"""The Lightning Trainer with the callback trains as a plain loop with a Freezer does, to rounding."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+from torch.utils.data import DataLoader
+
+from fat_ray.errors import InputError
+from fat_ray.freeze.lightning import FreezeCallback
+from tests.support.fine_tuning import BATCH, SPEC, assert_same, examples, plain_loop
+from tests.support.lightning import Module, fit, make
+
+
+@pytest.mark.parametrize("micro_batch", [BATCH, BATCH // 2, BATCH // 4])
+def test_equals_a_plain_loop(tmp_path: Path, micro_batch: int) -> None:
+    trainer, outcome = fit(tmp_path, micro_batch=micro_batch)
+    assert_same(outcome, plain_loop())
+    total = sum(value.numel() for value in outcome.weights.values())
+    assert float(trainer.callback_metrics["freeze/active_fraction"]) == pytest.approx(outcome.freezes[-1].active_elements / total)
+
+
+class Manual(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class Lbfgs(Module):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters())
+
+
+@pytest.mark.parametrize(
+    ("module", "settings", "message"),
+    [
+        (Manual, {"gradient_clip_val": None}, "automatic_optimization = False"),
+        (Lbfgs, {"gradient_clip_val": None}, r"not \['LBFGS'\]"),
+        (Module, {"plugins": [MixedPrecision("16-mixed", "cpu")]}, "precision = 16-mixed; use bf16-mixed"),
+    ],
+)
+def test_refuses_what_it_cannot_do(tmp_path: Path, module: type[Module], settings: dict[str, Any], message: str) -> None:
+    trainer = make(tmp_path, FreezeCallback(SPEC), **settings)
+    with pytest.raises(InputError, match=message):
+        trainer.fit(module(), DataLoader(examples(), BATCH))

@@ -1,0 +1,47 @@
+"""The fine-tuning problem in the Hugging Face Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import Trainer, TrainingArguments
+
+from fat_ray.freeze.huggingface import FreezeCallback
+from tests.support.fine_tuning import BATCH, CLIP, DECAY, LR, SPEC, STEPS, WARMUP, Classifier, Outcome, examples
+
+
+class InOrder(Trainer):
+    """Sees the examples in order; each rank gets the rows it was given."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.train_dataset, self.args.per_device_train_batch_size, sampler=SequentialSampler(self.train_dataset))
+
+
+def make(folder: str | Path, rows: list[dict[str, Tensor]] | None = None, *, micro_batch: int = BATCH // 2, **settings: Any) -> Trainer:
+    rows = rows or examples()
+    arguments = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": max(1, len(rows) // STEPS // micro_batch),
+        "max_grad_norm": CLIP,
+        "learning_rate": LR,
+        "weight_decay": DECAY,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": WARMUP,
+        "max_steps": STEPS,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "save_strategy": "no",
+    }
+    return InOrder(model=Classifier(), args=TrainingArguments(**(arguments | settings)), train_dataset=rows)
+
+
+def train(folder: str | Path, rows: list[dict[str, Tensor]] | None = None, **settings: Any) -> tuple[Trainer, Outcome]:
+    """A whole training with the callback."""
+    trainer, outcome = make(folder, rows, **settings), Outcome()
+    trainer.add_callback(FreezeCallback(trainer, SPEC, emit=outcome.emit))
+    trainer.train()
+    return trainer, outcome.keep(trainer.model)
