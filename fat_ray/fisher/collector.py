@@ -41,11 +41,15 @@ class Share:
     loss_scale: float = 1.0
 
     @property
+    def examples(self) -> int:
+        """Examples of this micro-batch."""
+        return self.local if self.size is None else self.size
+
+    @property
     def boundary(self) -> float:
         """The fraction of this micro-batch's examples that lie in the first half of the *global* batch, however it is spread."""
-        size = self.local if self.size is None else self.size
         split = math.ceil(self.local / 2 - self.rank / self.world_size)
-        return min(max(split - self.first, 0), size) / size
+        return min(max(split - self.first, 0), self.examples) / self.examples
 
     def scale(self, *, example_gradients: bool) -> float:
         """Factor that makes output gradients those of each example's own loss, or of the mean loss over the global batch."""
@@ -109,7 +113,10 @@ class Collector:
     def _add(self, layer: str, module: nn.Module, values: Tensor, share: Share, *, is_input: bool, weight: float = 1.0) -> None:
         sums = self._formulas.inputs if is_input else self._formulas.outputs
         split = round(values.shape[0] * share.boundary) if self._halves else 0
-        for half, part_values in enumerate((values[:split], values[split:])):
+        halves = values[:split], values[split:]
+        if self._halves and values.shape[0] < share.examples and 0 < share.boundary < 1:
+            halves = values, values  # called once for all examples, as position embeddings are: it cannot be taken apart
+        for half, part_values in enumerate(halves):
             if part_values.shape[0]:
                 for part, (total, count) in sums(module, part_values).items():
                     weighted = total if weight == 1 else total * weight

@@ -16,7 +16,6 @@ from typing import Any
 from accelerate.utils import DistributedType, find_batch_size
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from fat_ray.errors import InputError
 from fat_ray.events import Drift, Freeze
@@ -33,8 +32,8 @@ _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MUL
 class FreezeCallback(TrainerCallback):  # type: ignore[misc]  # transformers is optional, so mypy does not follow it
     """Freezes while a Trainer trains, exactly as `Freezer` does in a loop of its own.
 
-    With gradient accumulation the statistics are those of the joined batch. Under DDP the wrapper is made anew, in its place, at each event.
-    What freezes is logged as `freeze/active_fraction` and `freeze/active_groups`.
+    With gradient accumulation the statistics are those of the joined batch. Under DDP the wrapper is made anew, in its place, at each
+    event. What freezes is logged as `freeze/active_fraction` and `freeze/active_groups`.
 
     Args:
         trainer: The trainer that it is added to.
@@ -85,9 +84,12 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         if self._emit is not None:
             self._emit(event)
 
-    def _train(self, train: Callable[..., Any], resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def _train(self, train: Callable[..., Any], resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint:
-            raise InputError("FreezeCallback cannot resume yet")
+            raise InputError(
+                f"FreezeCallback cannot train with resume_from_checkpoint = {resume_from_checkpoint}: checkpoints do not hold what is "
+                "frozen; load the weights and begin anew"
+            )
         return train(resume_from_checkpoint, *args, **kwargs)
 
     def _create_optimizer(self, create_optimizer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -116,7 +118,7 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         return loss
 
     def _share(self, *, is_mean_of_step: bool) -> Share:
-        """What the next micro-batch covers. The Trainer backpropagates a mean over the step, or each micro-batch's mean over their number."""
+        """What the next micro-batch covers: the Trainer backpropagates a mean over the step, or each micro-batch's own by their number."""
         local, first, size = sum(self._sizes), sum(self._sizes[: self._done]), self._sizes[self._done]
         rank, num_ranks = world()
         backward_over = local if is_mean_of_step else size * len(self._sizes)
@@ -135,7 +137,9 @@ def _num_examples(batch: Any) -> int:
     try:
         return int(find_batch_size(batch))
     except (TypeError, ValueError, IndexError) as error:
-        raise InputError(f"FreezeCallback cannot tell how many examples a batch has: {error}; give tensors with examples in front") from None
+        raise InputError(
+            f"FreezeCallback cannot tell how many examples a batch has: {error}; give tensors with examples in front"
+        ) from None
 
 
 def _check(trainer: Trainer) -> None:
@@ -143,10 +147,14 @@ def _check(trainer: Trainer) -> None:
     if accelerator.distributed_type not in _SUPPORTED:
         raise InputError(f"FreezeCallback works in one process and under DDP, not with {accelerator.distributed_type}")
     if args.n_gpu > 1:
-        raise InputError(f"FreezeCallback does not support DataParallel, which args.n_gpu = {args.n_gpu} means; start one process per GPU with torchrun")
+        raise InputError(
+            f"FreezeCallback does not support DataParallel, which args.n_gpu = {args.n_gpu} means; start one process per GPU with torchrun"
+        )
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise InputError(f"FreezeCallback does not support mixed precision {accelerator.mixed_precision}; use bf16")
     if args.auto_find_batch_size:
-        raise InputError("FreezeCallback does not support args.auto_find_batch_size = True, which begins again with a new optimizer; give the batch size")
+        raise InputError(
+            "FreezeCallback does not support args.auto_find_batch_size = True, which begins again with a new optimizer; give the batch size"
+        )
     if args.torch_compile and accelerator.num_processes > 1:
         raise InputError("FreezeCallback does not support args.torch_compile = True with several processes; compile or use DDP, not both")

@@ -92,7 +92,9 @@ class FreezeCallback(Callback):  # type: ignore[misc]  # lightning is optional, 
 
 def _check(trainer: Trainer, module: LightningModule) -> None:
     if not module.automatic_optimization:
-        raise InputError("FreezeCallback does not support automatic_optimization = False; use fat_ray.freeze.freezer.Freezer in your training_step")
+        raise InputError(
+            "FreezeCallback does not support automatic_optimization = False; use fat_ray.freeze.freezer.Freezer in your training_step"
+        )
     if len(trainer.optimizers) != 1 or isinstance(trainer.optimizers[0], torch.optim.LBFGS):
         names = [type(optimizer).__name__ for optimizer in trainer.optimizers]
         raise InputError(f"FreezeCallback needs one optimizer that steps once per batch, not {names} from configure_optimizers")

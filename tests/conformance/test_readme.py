@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def block(language: str, heading: str) -> str:
-    """The only code block of a language under a heading."""
+def block(language: str, heading: str, says: str = "") -> str:
+    """The only code block of a language under a heading, or the one in which something stands."""
     section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    (text,) = re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
+    (text,) = [text for text in re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL) if says in text]
     return str(text)
 
 
@@ -57,6 +57,37 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     exec(block("python", "From Python"), names)
     assert names["study"].spec.budget.trials == 4
     assert len(names["study"].runs()) == 1
+
+
+def test_a_plain_loop_freezes(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(block("python", "In your own training loop", "optimizer.step()"), {})
+    active, total = [int(word) for word in capsys.readouterr().out.split() if word.isdecimal()]
+    assert 0 < active < total
+
+
+def test_the_hugging_face_trainer_freezes(tmp_path: Path) -> None:
+    from transformers import TrainingArguments
+
+    from tests.support.fine_tuning import Classifier, examples
+
+    arguments = TrainingArguments(str(tmp_path), max_steps=60, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no")
+    names = {"model": Classifier(), "arguments": arguments, "examples": examples()}
+    exec(block("python", "In your own training loop", "from transformers"), names)
+    fractions = [line["freeze/active_fraction"] for line in names["trainer"].state.log_history if "freeze/active_fraction" in line]
+    assert 0 < fractions[-1] < 1
+
+
+def test_lightning_freezes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils.data import DataLoader
+
+    from tests.support.fine_tuning import examples
+    from tests.support.lightning import Module
+
+    monkeypatch.chdir(tmp_path)  # it writes lightning_logs
+    names = {"module": Module(), "loader": DataLoader(examples(), 8)}
+    exec(block("python", "In your own training loop", "import lightning"), names)
+    entries = names["freeze"].freezer.entries
+    assert 0 < entries.active_elements < entries.elements.sum()
 
 
 def test_every_command_is_described_and_exists() -> None:

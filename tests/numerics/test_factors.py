@@ -320,6 +320,29 @@ def test_a_reused_module_sums_over_its_calls() -> None:
     torch.testing.assert_close(torch.from_numpy(state["0", "row"]).float(), y.square().mean(0))
 
 
+class Positions(nn.Module):
+    """Adds position embeddings, which are looked up once for all examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Embedding(5, 3)
+        self.tail = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(x + self.positions(torch.arange(5)[None]))  # type: ignore[no-any-return]
+
+
+def test_a_layer_called_once_for_all_examples_counts_in_both_halves() -> None:
+    torch.manual_seed(0)
+    model, x, y = Positions(), torch.randn(BATCH, 5, 3), torch.randn(BATCH, 5, 3)
+    (whole,) = collect(model, weighted, x, y)
+    first, second = collect(model, weighted, x, y, halves=True)
+    for key in [key for key in whole if key[0] == "positions"]:
+        torch.testing.assert_close(first[key], whole[key])
+        torch.testing.assert_close(second[key], whole[key])
+    assert (first["tail", "row"] != second["tail", "row"]).any()
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()

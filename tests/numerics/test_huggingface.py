@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from fat_ray.errors import InputError
 from fat_ray.freeze.huggingface import FreezeCallback
-from tests.support.fine_tuning import BATCH, SPEC, STEPS, Outcome, assert_same, examples, plain_loop
-from tests.support.huggingface import InOrder, make, train
+from tests.support.fine_tuning import BATCH, SPEC, STEPS, Outcome, OwnAdamW, assert_same, plain_loop
+from tests.support.huggingface import make, train, with_optimizer
 
 
 @pytest.mark.parametrize("micro_batch", [BATCH, BATCH // 2, BATCH // 4])
@@ -31,6 +32,13 @@ def test_equals_a_plain_loop_when_the_loss_is_normalised_over_the_step(tmp_path:
     assert_same(outcome.keep(trainer.model), plain_loop())
 
 
+def test_equals_a_plain_loop_with_an_optimizer_that_takes_no_pieces(tmp_path: Path) -> None:
+    trainer, outcome = with_optimizer(make(tmp_path), OwnAdamW), Outcome()
+    trainer.add_callback(FreezeCallback(trainer, SPEC, emit=outcome.emit))
+    trainer.train()
+    assert_same(outcome.keep(trainer.model), plain_loop(OwnAdamW))
+
+
 def test_logs_events_beside_the_trainers_own_lines(tmp_path: Path) -> None:
     trainer, outcome = train(tmp_path)
     total = sum(p.numel() for p in trainer.model.state_dict().values())
@@ -39,14 +47,29 @@ def test_logs_events_beside_the_trainers_own_lines(tmp_path: Path) -> None:
     assert sum("loss" in line for line in trainer.state.log_history) == STEPS
 
 
-def test_saves_the_plain_model(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    trainer, outcome = train(tmp_path)
+def test_a_frozen_transformer_is_saved_as_the_plain_model(tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=8
+    )
+    rows = [{"input_ids": torch.randint(1, 20, (6,)), "labels": index % 2} for index in range(32)]
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=12, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no", label_names=["labels"]
+    )
+    trainer = Trainer(BertForSequenceClassification(config), arguments, train_dataset=rows)
+    trainer.add_callback(FreezeCallback(trainer, SPEC))
+    trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
-    saved = load_file(tmp_path / "saved" / "model.safetensors")
-    assert saved.keys() == outcome.weights.keys()
-    assert all(torch.equal(saved[key], value) for key, value in outcome.weights.items())
+    loaded, plain = BertForSequenceClassification.from_pretrained(tmp_path / "saved"), BertForSequenceClassification(config)
+    assert loaded.state_dict().keys() == plain.state_dict().keys()
+    assert all(torch.equal(value, trainer.model.state_dict()[key]) for key, value in loaded.state_dict().items())
+    assert any("freeze/active_fraction" in line for line in trainer.state.log_history)
+
+
+def test_refuses_to_resume(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    trainer.add_callback(FreezeCallback(trainer, SPEC))
+    with pytest.raises(InputError, match="resume_from_checkpoint = True"):
+        trainer.train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from fat_ray.errors import InputError
 from fat_ray.freeze.lightning import FreezeCallback
-from tests.support.fine_tuning import BATCH, SPEC, assert_same, examples, plain_loop
+from tests.support.fine_tuning import BATCH, SPEC, OwnAdamW, assert_same, examples, plain_loop
 from tests.support.lightning import Module, fit, make
 
 
@@ -20,6 +20,11 @@ def test_equals_a_plain_loop(tmp_path: Path, micro_batch: int) -> None:
     assert_same(outcome, plain_loop())
     total = sum(value.numel() for value in outcome.weights.values())
     assert float(trainer.callback_metrics["freeze/active_fraction"]) == pytest.approx(outcome.freezes[-1].active_elements / total)
+
+
+def test_equals_a_plain_loop_with_an_optimizer_that_takes_no_pieces(tmp_path: Path) -> None:
+    _, outcome = fit(tmp_path, kind=OwnAdamW)
+    assert_same(outcome, plain_loop(OwnAdamW))
 
 
 class Manual(Module):

@@ -3,12 +3,26 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from fat_ray.freeze.huggingface import FreezeCallback
-from tests.support.fine_tuning import BATCH, CLIP, DECAY, LR, SPEC, STEPS, WARMUP, Classifier, Outcome, examples
+from tests.support.fine_tuning import (
+    BATCH,
+    CLIP,
+    DECAY,
+    LR,
+    SPEC,
+    STEPS,
+    WARMUP,
+    Classifier,
+    Outcome,
+    examples,
+    learning_rate_factor,
+    optimizer_of,
+)
 
 
 class InOrder(Trainer):
@@ -37,6 +51,13 @@ def make(folder: str | Path, rows: list[dict[str, Tensor]] | None = None, *, mic
         "save_strategy": "no",
     }
     return InOrder(model=Classifier(), args=TrainingArguments(**(arguments | settings)), train_dataset=rows)
+
+
+def with_optimizer(trainer: Trainer, kind: type[torch.optim.AdamW]) -> Trainer:
+    """With an optimizer and a schedule of its user."""
+    trainer.optimizer = optimizer_of(trainer.model, kind)
+    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, learning_rate_factor)
+    return trainer
 
 
 def train(folder: str | Path, rows: list[dict[str, Tensor]] | None = None, **settings: Any) -> tuple[Trainer, Outcome]:

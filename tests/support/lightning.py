@@ -13,16 +13,17 @@ from tests.support.fine_tuning import BATCH, CLIP, SPEC, STEPS, Classifier, Outc
 
 
 class Module(pl.LightningModule):
-    def __init__(self) -> None:
+    def __init__(self, kind: type[torch.optim.AdamW] = torch.optim.AdamW) -> None:
         super().__init__()
         self.network = Classifier()
+        self.kind = kind
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         loss: Tensor = self.network(**batch)["loss"]
         return loss
 
     def configure_optimizers(self) -> Any:
-        optimizer = optimizer_of(self)
+        optimizer = optimizer_of(self, self.kind)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -34,10 +35,15 @@ def make(folder: str | Path, callback: pl.Callback, **settings: Any) -> pl.Train
 
 
 def fit(
-    folder: str | Path, rows: list[dict[str, Tensor]] | None = None, *, micro_batch: int = BATCH // 2, **settings: Any
+    folder: str | Path,
+    rows: list[dict[str, Tensor]] | None = None,
+    *,
+    micro_batch: int = BATCH // 2,
+    kind: type[torch.optim.AdamW] = torch.optim.AdamW,
+    **settings: Any,
 ) -> tuple[pl.Trainer, Outcome]:
     """A whole fit with the callback."""
-    rows, outcome, module = rows or examples(), Outcome(), Module()
+    rows, outcome, module = rows or examples(), Outcome(), Module(kind)
     trainer = make(folder, FreezeCallback(SPEC, emit=outcome.emit), accumulate_grad_batches=len(rows) // STEPS // micro_batch, **settings)
     trainer.fit(module, DataLoader(rows, micro_batch))
     return trainer, outcome.keep(module.network)
