@@ -9,7 +9,7 @@ are extended too. `create_optimizer` makes the Freezer, `get_batch_samples` tell
 before each micro-batch and freezes after the last, before clipping, and `train` notes the checkpoint to resume from.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,6 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         spec: How drift is measured and who decides, as for `Freezer`.
         policy: Who decides instead of the policy that `spec` names.
         seed: Of policies that choose at random.
-        follow: For random_matched, the recorded schedule: (step, active elements after the event).
         emit: Receives what was measured and decided.
 
     Attributes:
@@ -57,13 +56,12 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         *,
         policy: Policy | None = None,
         seed: int = 0,
-        follow: Sequence[tuple[int, int]] | None = None,
         emit: Emit | None = None,
     ) -> None:
         _check(trainer)
         self.freezer: Freezer | None = None
         self._trainer, self._emit = trainer, emit
-        self._make = partial(Freezer, spec=spec, policy=policy, seed=seed, follow=follow, emit=self._note)
+        self._make = partial(Freezer, spec=spec, policy=policy, seed=seed, emit=self._note)
         self._sizes: list[int] = []
         self._done = 0
         self._event: Freeze | None = None
@@ -87,7 +85,7 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
     def _train(self, train: Callable[..., Any], resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint:
             raise InputError(
-                f"FreezeCallback cannot train with resume_from_checkpoint = {resume_from_checkpoint}: checkpoints do not hold what is "
+                f"FreezeCallback cannot train with resume_from_checkpoint = {resume_from_checkpoint}: the checkpoint does not hold what is "
                 "frozen; load the weights and begin anew"
             )
         return train(resume_from_checkpoint, *args, **kwargs)

@@ -4,7 +4,7 @@ trainer = lightning.Trainer(max_steps=1000, callbacks=[FreezeCallback({"fisher":
 trainer.fit(module, examples)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -37,7 +37,6 @@ class FreezeCallback(Callback):  # type: ignore[misc]  # lightning is optional, 
         spec: How drift is measured and who decides, as for `Freezer`.
         policy: Who decides instead of the policy that `spec` names.
         seed: Of policies that choose at random.
-        follow: For random_matched, the recorded schedule: (step, active elements after the event).
         emit: Receives what was measured and decided.
 
     Attributes:
@@ -50,11 +49,10 @@ class FreezeCallback(Callback):  # type: ignore[misc]  # lightning is optional, 
         *,
         policy: Policy | None = None,
         seed: int = 0,
-        follow: Sequence[tuple[int, int]] | None = None,
         emit: Emit | None = None,
     ) -> None:
         self.freezer: Freezer | None = None
-        self._make = partial(Freezer, spec=spec, policy=policy, seed=seed, follow=follow, emit=emit)
+        self._make = partial(Freezer, spec=spec, policy=policy, seed=seed, emit=emit)
         self._first_size = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
