@@ -9,8 +9,10 @@ from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from fat_ray.errors import InputError
+from fat_ray.fisher.collector import Share
+from fat_ray.freeze.freezer import Freezer
 from fat_ray.freeze.huggingface import FreezeCallback
-from tests.support.fine_tuning import BATCH, SPEC, STEPS, Outcome, OwnAdamW, assert_same, plain_loop
+from tests.support.fine_tuning import BATCH, SPEC, STEPS, Outcome, OwnAdamW, assert_same, examples, plain_loop
 from tests.support.huggingface import make, train, with_optimizer
 
 
@@ -37,6 +39,19 @@ def test_equals_a_plain_loop_with_an_optimizer_that_takes_no_pieces(tmp_path: Pa
     trainer.add_callback(FreezeCallback(trainer, SPEC, emit=outcome.emit))
     trainer.train()
     assert_same(outcome.keep(trainer.model), plain_loop(OwnAdamW))
+
+
+def test_tells_where_unequal_micro_batches_lie_in_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[Share] = []
+    monkeypatch.setattr(Freezer, "arm", lambda _, share: shares.append(share))
+    trainer = make(tmp_path, examples(10), micro_batch=4, gradient_accumulation_steps=3, max_steps=1)
+    trainer.add_callback(FreezeCallback(trainer, {"freeze": {"policy": "none"}}))
+    trainer.train()
+    assert [(share.local, share.first, share.size, share.backward_over) for share in shares] == [
+        (10, 0, 4, 12),
+        (10, 4, 4, 12),
+        (10, 8, 2, 6),
+    ]
 
 
 def test_logs_events_beside_the_trainers_own_lines(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
 from fat_ray.errors import InputError
+from fat_ray.fisher.collector import Share
+from fat_ray.freeze.freezer import Freezer
 from fat_ray.freeze.lightning import FreezeCallback
 from tests.support.fine_tuning import BATCH, SPEC, OwnAdamW, assert_same, examples, plain_loop
 from tests.support.lightning import Module, fit, make
@@ -25,6 +27,18 @@ def test_equals_a_plain_loop(tmp_path: Path, micro_batch: int) -> None:
 def test_equals_a_plain_loop_with_an_optimizer_that_takes_no_pieces(tmp_path: Path) -> None:
     _, outcome = fit(tmp_path, kind=OwnAdamW)
     assert_same(outcome, plain_loop(OwnAdamW))
+
+
+def test_tells_where_micro_batches_lie_in_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[Share] = []
+    monkeypatch.setattr(Freezer, "arm", lambda _, share: shares.append(share))
+    trainer = make(tmp_path, FreezeCallback({"freeze": {"policy": "none"}}), accumulate_grad_batches=3, max_steps=1)
+    trainer.fit(Module(), DataLoader(examples(10), 4))
+    assert [(share.local, share.first, share.size, share.backward_over) for share in shares] == [
+        (12, 0, 4, 12),
+        (12, 4, 4, 12),
+        (10, 8, 2, 6),
+    ]
 
 
 class Manual(Module):
