@@ -131,8 +131,7 @@ class Trainer:
         lr = train.optimizer.lr * learning_rate_factor(schedule.name, step, train.steps, schedule.warmup_steps, schedule.final_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with self.freezer.entries.protect():
-            self.optimizer.step()
+        self.optimizer.step()
         return lr
 
     def _record(self, step: int, agreed: Agreed, lr: float, grad_norm: float, started: float) -> Step:

@@ -145,7 +145,7 @@ class Freezer:
         self.num_updates += 1
 
     def _squared_gradient(self, name: str) -> rules.Floats:
-        gradient = self._model.get_parameter(name).grad
+        gradient = self.entries.gradient(name)
         assert gradient is not None, f"{name} is active and has no gradient"
         squares: rules.Floats = gradient.double().square().cpu().numpy()
         return squares
@@ -158,7 +158,7 @@ class Freezer:
         payload = observation.scores.tobytes() + decision.freeze.tobytes()
         check_agreement(f"freeze decision at step {self.step}", payload, self._device, self._ranks)
         self._layout_agreed = False
-        changed = self.entries.freeze(decision.freeze)
+        changed = self.entries.set_active(self.entries.active & ~decision.freeze)
         self._emit(self._event(decision, time.perf_counter() - started))
         self.num_events += 1
         return changed
