@@ -113,9 +113,9 @@ def grouped_tensors(model: nn.Module, groups: list[Group]) -> dict[str, GroupedT
 def _check_partition(name: str, parameter: nn.Parameter, blocks: list[Block]) -> None:
     runs = sorted((block.start, block.stop) for block in blocks)
     dims = {block.dim for block in blocks}
-    extent = parameter.shape[dims.pop()] if len(dims) == 1 and parameter.ndim else 1
+    extent = parameter.shape[min(dims)] if dims and parameter.ndim else 1
     edges = [edge for run in runs for edge in run]
-    if dims or edges[:1] != [0] or edges[-1:] != [extent] or edges[1:-1:2] != edges[2:-1:2]:
+    if len(dims) != 1 or edges[:1] != [0] or edges[-1:] != [extent] or edges[1:-1:2] != edges[2:-1:2]:
         raise ValueError(f"the groups do not cover the {extent} rows or columns of {name} exactly once: {runs}")
     if len(blocks) > 1 and isinstance(parameter, DTensor):
         raise InputError(
