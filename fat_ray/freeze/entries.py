@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from fat_ray.errors import InputError
 from fat_ray.fisher.groups import Group
@@ -85,7 +86,7 @@ class ActiveEntries:
         self.mask_gradients()  # entries that thaw have none yet, in whatever form
         before, self.active = self.active, active.copy()
         touched = [tensor for tensor in self._tensors.values() if tensor.runs(before) != tensor.runs(active)]
-        gradients = {tensor.name: self.gradient(tensor.name) for tensor in touched}
+        gradients = {tensor.name: self._gradient(tensor) for tensor in touched}
         pieces = dict(self._pieces)
         for tensor in touched:
             self._forms[tensor.name] = tensor.form(active, divided=self._migration.divides(tensor.full, tensor.dim))
@@ -100,15 +101,25 @@ class ActiveEntries:
         return any(_identities(pieces[tensor.name]) != _identities(self._pieces[tensor.name]) for tensor in touched)
 
     def gradient(self, parameter: str) -> Tensor | None:
-        """The gradient of a whole tensor, zero where it is frozen; None when none of its entries has one."""
-        tensor = self._tensors[parameter]
-        if self._forms[parameter] != "sliced":
+        """The gradient of a whole tensor, gathered from all ranks if it is sharded, and zero where it is sliced away.
+
+        Args:
+            parameter: Name of a tensor that groups hold.
+
+        Returns:
+            None when a trainable entry of it has none.
+        """
+        gradient = self._gradient(self._tensors[parameter])
+        return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+
+    def _gradient(self, tensor: GroupedTensor) -> Tensor | None:
+        if self._forms[tensor.name] != "sliced":
             return tensor.full.grad
         whole = torch.zeros_like(tensor.full, requires_grad=False)
-        for piece in self._pieces[parameter]:
+        for piece in self._pieces[tensor.name]:
             if piece.parameter.grad is None:
                 return None
-            whole[tensor.index(piece.within(tensor.dim))].copy_(piece.parameter.grad)
+            whole[tensor.index(piece.within(tensor.dim))] = piece.parameter.grad
         return whole
 
     def mask_gradients(self) -> None:
