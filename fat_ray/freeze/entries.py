@@ -100,17 +100,18 @@ class ActiveEntries:
         self.scale_updates(None)
         return any(_identities(pieces[tensor.name]) != _identities(self._pieces[tensor.name]) for tensor in touched)
 
-    def gradient(self, parameter: str) -> Tensor | None:
-        """The gradient of a whole tensor, gathered from all ranks if it is sharded, and zero where it is sliced away.
+    def gradient(self, parameter: str) -> Tensor:
+        """The gradient of a whole tensor, gathered from all ranks if it is sharded; zero where it is frozen, or the loss does not use it.
 
         Args:
             parameter: Name of a tensor that groups hold.
-
-        Returns:
-            None when a trainable entry of it has none.
         """
-        gradient = self._gradient(self._tensors[parameter])
-        return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+        tensor = self._tensors[parameter]
+        gradient = self._gradient(tensor)
+        if gradient is None:
+            return torch.zeros(tensor.full.shape, dtype=tensor.full.dtype, device=tensor.full.device)
+        whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+        return whole.to_dense() if whole.is_sparse else whole
 
     def _gradient(self, tensor: GroupedTensor) -> Tensor | None:
         if self._forms[tensor.name] != "sliced":

@@ -1,4 +1,4 @@
-"""Which form a tensor takes, what leaves autograd and optimizer, and what is refused. That the numbers are right: numerics/test_freezer.py."""
+"""Which form a tensor takes, what leaves autograd and optimizer, and what is refused; for the numbers see numerics/test_freezer.py."""
 
 import copy
 import pickle
@@ -150,7 +150,7 @@ def test_a_subclass_that_only_adds_to_a_known_optimizer_is_one() -> None:
 
 def test_fused_optimizers_are_given_no_runs_with_gaps() -> None:
     model = network()
-    entries, optimizer = entries_of(model, optim.AdamW(model.parameters(), fused=True), along="columns")
+    entries, _ = entries_of(model, optim.AdamW(model.parameters(), fused=True), along="columns")
     active = np.ones(len(entries.active), bool)
     active[0] = False
     assert not entries.set_active(active)
