@@ -2,8 +2,8 @@
 
 A tensor whose entries are all frozen leaves autograd and the optimizer. One that is frozen in part is sliced where its layer and the
 optimizer allow it (see `sliced`): its active runs become parameters of their own, and of the frozen rows neither gradient nor optimizer
-state is left. Else it is masked: the gradient of its frozen entries is cleared after backward, so that clipping counts active entries
-only, and they are put back after the optimizer's step.
+state is left. Else, or where slices would cost more than they save, it is masked: the gradient of its frozen entries is cleared after
+backward, so that clipping counts active entries only, and they are put back after the optimizer's step.
 
 What is frozen are parameters. Buffers are not: in training mode a frozen BatchNorm keeps updating its running statistics, as it does in
 plain training with `requires_grad=False`; put the module into eval mode to hold them.
@@ -38,6 +38,7 @@ class ActiveEntries:
     Attributes:
         active: Per group, whether it may move.
         elements: Per group, its number of entries.
+        positions: How often a step uses each entry of a layer, where that is known; it must be equal on all ranks.
 
     Raises:
         InputError: The model has no trainable parameters, the optimizer does not hold all of them or cannot do without one, or a group
@@ -54,6 +55,8 @@ class ActiveEntries:
         self._pieces: dict[str, tuple[Piece, ...]] = {name: (Piece(tensor.full),) for name, tensor in self._tensors.items()}
         self._migration = Migration(optimizer, {name: tensor.full for name, tensor in self._tensors.items()})
         self._guard = Guard(optimizer)
+        self._masked: list[Held] = []
+        self.positions: Mapping[nn.Module, int] = {}
         self.elements = np.array([group.elements for group in groups], np.int64)
         self.active: Bools = np.ones(len(groups), np.bool_)
 
@@ -89,7 +92,8 @@ class ActiveEntries:
         gradients = {tensor.name: self._gradient(tensor) for tensor in touched}
         pieces = dict(self._pieces)
         for tensor in touched:
-            self._forms[tensor.name] = tensor.form(active, divided=self._migration.divides(tensor.full, tensor.dim))
+            divided = self._migration.divides(tensor.full, tensor.dim)
+            self._forms[tensor.name] = tensor.form(active, divided=divided, positions=self.positions.get(tensor.module))
         self._reshape({id(tensor.module): tensor.module for tensor in touched}.values())
         for tensor in touched:
             self._hand_over(tensor, gradients[tensor.name], pieces[tensor.name])
@@ -97,6 +101,7 @@ class ActiveEntries:
         moves = {tensor.full: Move(tensor.dim, pieces[tensor.name], self._pieces[tensor.name], tensor.runs(kept)) for tensor in touched}
         self._migration.move(moves)
         self._register_runs()
+        self._masked = self._mask()
         self.scale_updates(None)
         return any(_identities(pieces[tensor.name]) != _identities(self._pieces[tensor.name]) for tensor in touched)
 
@@ -125,26 +130,27 @@ class ActiveEntries:
 
     def mask_gradients(self) -> None:
         """Clears what is frozen in the gradients of masked tensors; call after backward and before clipping."""
-        for tensor in self._masked():
-            gradient = tensor.full.grad
-            if gradient is not None and not gradient.is_sparse:  # of a sparse one, no clipping can be done anyway
-                for run in tensor.runs(~self.active):
-                    gradient[tensor.index(run)] = 0
+        for frozen in self._masked:
+            gradient = frozen.tensor.grad
+            if gradient is not None and not gradient.is_sparse:  # sparse gradients cannot be clipped anyway
+                gradient[frozen.index] = 0
 
     def scale_updates(self, factors: Floats | None) -> None:
-        """Makes the optimizer's next steps smaller, or larger, for some groups.
+        """Makes the optimizer's next steps smaller, or larger, for some groups, until it is called again or the active entries change.
 
         Args:
             factors: Per group, what its updates are multiplied by; None: 1.
         """
-        held = [Held(tensor.full, tensor.index(run)) for tensor in self._masked() for run in tensor.runs(~self.active)]
+        scaled: list[Held] = []
         if factors is not None:
-            scaled = [i for i, (factor, on) in enumerate(zip(factors, self.active, strict=True)) if on and factor != 1]
-            held += [Held(self._tensors[m.parameter].full, m.index, float(factors[i])) for i in scaled for m in self._groups[i].members]
-        self._guard.held = held
+            for number in np.flatnonzero(self.active & (factors != 1)).tolist():
+                members = self._groups[number].members
+                scaled += [Held(self._tensors[m.parameter].full, m.index, float(factors[number])) for m in members]
+        self._guard.held = (*self._masked, *scaled)
 
-    def _masked(self) -> list[GroupedTensor]:
-        return [tensor for name, tensor in self._tensors.items() if self._forms[name] == "masked"]
+    def _mask(self) -> list[Held]:
+        masked = [tensor for name, tensor in self._tensors.items() if self._forms[name] == "masked"]
+        return [Held(tensor.full, tensor.index(run)) for tensor in masked for run in tensor.runs(~self.active)]
 
     def _reshape(self, modules: Iterable[nn.Module]) -> None:
         """Brings modules, and what of them requires gradients, into their present forms."""

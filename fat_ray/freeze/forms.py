@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from fat_ray.errors import InputError
 from fat_ray.fisher.groups import Block, Group
-from fat_ray.freeze.sliced import is_sliceable
+from fat_ray.freeze.sliced import Cut, is_sliceable
+from fat_ray.freeze.slicing_rule import worth_slicing
 
 Bools = NDArray[np.bool_]
 Form = Literal["free", "sliced", "masked", "frozen"]
@@ -65,17 +66,20 @@ class GroupedTensor:
         """Indexes the entries of a run in a tensor of this shape."""
         return (*(slice(None),) * self.dim, slice(*run)) if self.full.ndim else ()
 
-    def form(self, active: Bools, *, divided: bool) -> Form:
+    def form(self, active: Bools, *, divided: bool, positions: int | None) -> Form:
         """How to hold it.
 
         Args:
             active: Per group.
             divided: Whether the optimizer can hold it in runs.
+            positions: How often a step uses each entry, see `slicing_rule`.
         """
         runs = self.runs(active)
         if not runs or runs == (self.whole,):
             return "free" if runs else "frozen"
-        return "sliced" if divided and not self.shared and is_sliceable(self.module, self.role) else "masked"
+        if self.shared or not divided or not is_sliceable(self.module, self.role):
+            return "masked"
+        return "sliced" if worth_slicing(self.module, self.role, Cut(self.dim, runs), positions) else "masked"
 
 
 def grouped_tensors(model: nn.Module, groups: list[Group]) -> dict[str, GroupedTensor]:

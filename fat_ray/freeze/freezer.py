@@ -31,6 +31,7 @@ from fat_ray.freeze.entries import ActiveEntries
 from fat_ray.freeze.gradients import MeanGradients
 from fat_ray.freeze.policies import build_policy
 from fat_ray.freeze.policy import Decision, Observation, Policy
+from fat_ray.freeze.positions import PositionCounter
 from fat_ray.spec.run import MethodSpec
 from fat_ray.spec.wording import problems_of
 
@@ -84,6 +85,7 @@ class Freezer:
         self.meter = DriftMeter(model, self.groups, spec.fisher, spec.drift, process_group)
         self.collector = Collector(model, self.groups, build_formulas(spec.fisher), halves=self.meter.halves)
         self._gradients = MeanGradients(self.entries, self.groups)
+        self._positions = PositionCounter(model)
         self._previous_norm = np.full(len(self.groups), np.nan)
         self.history = rules.DriftHistory.empty(len(self.groups))
         self.step = self.num_updates = self.num_events = 0
@@ -107,6 +109,8 @@ class Freezer:
         """
         share = examples if isinstance(examples, Share) else Share(examples, *world(self._ranks))
         self._gradients.arm(share)
+        if self.num_events == 0 and self.policy.is_due(self.step):
+            self._positions.arm()
         if self._collects():
             self.collector.arm(self.entries.active_layers(), share)
 
@@ -177,6 +181,8 @@ class Freezer:
         payload = observation.scores.tobytes() + decision.freeze.tobytes() + active.tobytes()
         check_agreement(f"freeze decision at step {self.step}", payload, self._device, self._ranks)
         self._layout_agreed = False
+        if self.num_events == 0:
+            self.entries.positions = self._positions.take(self._device, self._ranks)
         changed = self.entries.set_active(active)
         self._emit(self._event(decision, time.perf_counter() - started))
         self.num_events += 1

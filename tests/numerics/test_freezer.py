@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fat_ray.fisher.collector import Share
 from fat_ray.fisher.groups import build_groups
+from fat_ray.freeze import forms
 from fat_ray.freeze.entries import ActiveEntries
 from fat_ray.freeze.freezer import Freezer
 from fat_ray.spec.run import GroupSpec
@@ -21,6 +22,12 @@ from tests.support.optimizers import OPTIMIZERS
 from tests.support.scripted import Scripted
 
 Model = Callable[[], nn.Module]
+
+
+@pytest.fixture(autouse=True)
+def _slice_whatever_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These layers are far too small for it to pay."""
+    monkeypatch.setattr(forms, "worth_slicing", lambda *_: True)
 
 
 class Tied(nn.Module):

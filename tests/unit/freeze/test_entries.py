@@ -11,6 +11,7 @@ from torch import nn, optim
 from fat_ray.errors import InputError
 from fat_ray.fisher.groups import build_groups
 from fat_ray.freeze.entries import ActiveEntries
+from fat_ray.freeze.positions import PositionCounter
 from fat_ray.freeze.sliced import active_runs
 from fat_ray.spec.run import GroupSpec
 
@@ -97,6 +98,7 @@ def test_a_wholly_frozen_layer_is_plain_and_leaves_autograd_and_optimizer() -> N
 def test_the_gradient_at_an_event_goes_with_its_entries() -> None:
     model = network()
     entries, _ = entries_of(model)
+    entries.positions = dict.fromkeys(model, 10**9)  # as if two runs were worth it
     backward(model)
     before = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     entries.set_active(np.array([True, True, False, True, False, True, True, True]))
@@ -136,6 +138,27 @@ def test_masked_entries_do_not_move_though_the_optimizer_would_move_them(build: 
     still = [0, 1, 4, 5, 6, 7]
     assert torch.equal(after[still], before["0.weight"][still])
     assert not torch.isclose(after[2:4], before["0.weight"][2:4]).all()
+
+
+def test_runs_that_cost_more_than_they_save_are_not_made() -> None:
+    for positions, sliced in ((1, False), (10**9, True)):
+        model = network()
+        entries, _ = entries_of(model)
+        entries.positions = {model[0]: positions}
+        entries.set_active(np.array([True, False, True, False, True, True, True, True]))
+        assert bool(active_runs(model[0])) is sliced
+
+
+def test_positions_are_counted_over_the_micro_batches_of_one_step() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(2), nn.Linear(9, 5), nn.LayerNorm(5))
+    counter = PositionCounter(model)
+    for batch in (3, 2):
+        counter.arm()
+        model(torch.randn(batch, 2, 5, 5))
+    with torch.no_grad():
+        model(torch.randn(7, 2, 5, 5))
+    assert counter.take(torch.device("cpu"), None) == {model[0]: 5 * 9, model[2]: 5 * 4}
+    assert not model[0]._forward_hooks
 
 
 def test_a_subclass_that_only_adds_to_a_known_optimizer_is_one() -> None:
@@ -245,7 +268,7 @@ def test_a_shared_tensor_is_masked_and_one_that_only_one_module_uses_is_sliced()
     model["out"].weight = model["embed"].weight
     entries, _ = entries_of(model)
     active = np.ones(len(entries.active), bool)
-    active[[0, 5]] = False
+    active[[0, 4]] = False
     entries.set_active(active)
     assert not active_runs(model["embed"])
     assert not active_runs(model["out"])
