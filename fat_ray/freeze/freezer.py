@@ -1,12 +1,16 @@
 """Fisher-guided freezing in any training loop: arm before the forward, `after_backward()` before clipping and the optimizer's step.
 
-freezer = Freezer(model, optimizer, {"fisher": {"every": 10}, "freeze": {"every": 50}})
-for x, y in batches:
-optimizer.zero_grad()
-freezer.arm(len(x))
-loss(model(x), y).backward()
-freezer.after_backward()
-optimizer.step()
+    freezer = Freezer(model, optimizer, {"fisher": {"every": 10}, "freeze": {"every": 50}})
+    for x, y in batches:
+        optimizer.zero_grad()
+        freezer.arm(len(x))
+        loss(model(x), y).backward()
+        freezer.after_backward()
+        optimizer.step()
+
+`model.state_dict()` is at all times that of the plain model. Under DDP, when `after_backward` returns True, drop the wrapper, then wrap
+`model` again with `init_sync=False`. Under FSDP2 (`fully_shard`, before the optimizer is made) tensors freeze as wholes, so groups must not
+divide them (`fisher: {groups: {blocks: 1}}`), and nothing has to be wrapped again. Buffers do not freeze: see `freeze.entries`.
 """
 
 import time
@@ -18,9 +22,10 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fat_ray import rules
-from fat_ray.errors import DivergedError, SpecError
+from fat_ray.errors import DivergedError, InputError, SpecError
 from fat_ray.events import Drift, Freeze
 from fat_ray.fisher.collector import Collector, Share, Sums
 from fat_ray.fisher.groups import build_groups
@@ -76,6 +81,8 @@ class Freezer:
         seed: int = 0,
         emit: Emit | None = None,
     ) -> None:
+        if isinstance(model, DistributedDataParallel):
+            raise InputError("model is a DistributedDataParallel wrapper: give the Freezer the network inside, model.module")
         self.spec = spec = spec if isinstance(spec, MethodSpec) else _checked(spec)
         self._ranks, self._emit = process_group, emit or _ignore
         self.groups = build_groups(model, group_spec(spec.freeze, spec.fisher.groups))

@@ -1,6 +1,8 @@
 """Freezing on several ranks: what is communicated is what is active, ranks agree to the bit, and all equal one process."""
 
+import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from fat_ray.errors import InputError
+from fat_ray.errors import InputError, RankDisagreementError
 from fat_ray.fisher.collector import Share
 from fat_ray.fisher.reduce import world
 from fat_ray.freeze import forms
@@ -83,8 +85,22 @@ def train() -> dict[str, Any]:
             wrapped.wrap(init_sync=False)
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
-    seen = [(observation.gradient_norm, observation.fisher) for observation in policy.seen]
-    return {"state": model.state_dict(), "sent": sent, "active": active, "seen": seen}
+    seen, state = [(o.gradient_norm, o.fisher) for o in policy.seen], copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match="give the Freezer the network inside") if world()[1] > 1 else nullcontext():
+        Freezer(wrapped.forward, optimizer, spec)
+    return {"disagreement": thaw_on_one_rank(freezer, policy), "state": state, "sent": sent, "active": active, "seen": seen}
+
+
+def thaw_on_one_rank(freezer: Freezer, policy: Scripted) -> str:
+    """Freezes a group on all ranks and thaws it on the first."""
+    most = np.arange(len(freezer.groups)) > 0
+    policy.events = {STEPS: most, STEPS + 1: most | (world()[0] == 0)}
+    freezer.after_backward()
+    try:
+        freezer.after_backward()
+    except RankDisagreementError as error:
+        return str(error)
+    return ""
 
 
 def test_two_ranks_send_what_is_active_and_equal_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

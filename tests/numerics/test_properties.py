@@ -235,8 +235,12 @@ def test_the_active_set_only_shrinks(seed: int, policy: Policy) -> None:
         assert not (decision.freeze & ~before).any()
         entries.set_active(before & ~decision.freeze)
         assert (entries.active == (before & ~decision.freeze)).all()
-    optimizer_sees = sum(parameter.numel() for held in optimizer.param_groups for parameter in held["params"])
-    assert optimizer_sees == entries.active_elements == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    seen = [parameter for held in optimizer.param_groups for parameter in held["params"]]
+    assert set(seen) == {parameter for parameter in model.parameters() if parameter.requires_grad}
+    assert sum(parameter.numel() for parameter in seen) >= entries.active_elements
+    still = {member.parameter for group, on in zip(groups, entries.active, strict=True) if on for member in group.members}
+    for name, parameter in model.named_parameters():
+        assert name in still or name.startswith("active_runs.") or not parameter.requires_grad
 
 
 @pytest.mark.parametrize(("preset", "told"), [("corrected", True), ("released", False)])
