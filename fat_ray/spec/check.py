@@ -9,8 +9,8 @@ from pydantic.fields import FieldInfo
 
 from fat_ray.spec.base import nearest
 from fat_ray.spec.baseline import BaselineSpec
-from fat_ray.spec.document import Path, dotted, shorten
 from fat_ray.spec.keys import FIXED, TASK_METRICS, run_fields, scalar, task_model, value_adapter
+from fat_ray.spec.path import Path, dotted, shorten
 from fat_ray.spec.policy import POLICIES
 from fat_ray.spec.run import RunSpec
 from fat_ray.spec.search import branches, condition_problems, sampler_problems

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fat_ray.spec.document import parse, shorten
+from fat_ray.spec.document import parse
+from fat_ray.spec.path import shorten
 
 _FORM = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(==|!=|\bin\b)\s*(\S.*?)\s*", re.DOTALL)
 _EXPECTED = "must be field == value, field != value, or field in [value, value], such as freeze.policy == fisher_drift"

@@ -5,7 +5,7 @@ from typing import Any
 
 from fat_ray.spec.base import nearest
 from fat_ray.spec.condition import Condition, in_order
-from fat_ray.spec.document import Path, shorten
+from fat_ray.spec.path import Path, shorten
 from fat_ray.spec.space import Choice, Distribution, grid_size, lookup, num_values, values
 from fat_ray.spec.study import StudySpec
 
