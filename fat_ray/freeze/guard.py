@@ -28,22 +28,35 @@ class Guard:
 
     Args:
         optimizer: Gets the hooks.
-
-    Attributes:
-        held: What is guarded.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.held: Sequence[Held] = ()
+        self._held: Sequence[Held] = ()
         self._before: list[tuple[Held, Tensor]] = []
-        optimizer.register_step_pre_hook(self._remember)
+        self._within_step = False
+        optimizer.register_step_pre_hook(self._enter)
         optimizer.register_step_post_hook(self._put_back)
 
-    def _remember(self, *_: Any) -> None:
+    @property
+    def held(self) -> Sequence[Held]:
+        """What is guarded; also to be set within a step, by the closure that computes its gradients."""
+        return self._held
+
+    @held.setter
+    def held(self, held: Sequence[Held]) -> None:
+        self._held = held
+        if self._within_step:
+            self._remember()
+
+    def _enter(self, *_: Any) -> None:
+        self._within_step = True
+        self._remember()
+
+    def _remember(self) -> None:
         self._before = [(held, held.tensor.detach()[held.index].clone()) for held in self.held]
 
     def _put_back(self, *_: Any) -> None:
         for held, before in self._before:
             now = held.tensor.detach()[held.index]
             now.copy_(before if held.factor == 0 else before + held.factor * (now - before))
-        self._before = []
+        self._before, self._within_step = [], False

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -45,6 +46,28 @@ def train(model: nn.Module, entries: ActiveEntries, optimizer: optim.Optimizer, 
         backward(model, seed)
         entries.mask_gradients()
         optimizer.step()
+
+
+class OwnAdamW(optim.AdamW):
+    """An optimizer whose step is its own, so that tensors are masked."""
+
+    def step(self, closure: Callable[[], None] | None = None) -> None:
+        super().step(closure)
+
+
+def test_what_freezes_within_the_closure_of_a_step_does_not_move_in_it() -> None:
+    model = network()
+    entries, optimizer = entries_of(model, OwnAdamW(model.parameters(), lr=0.1, weight_decay=0.5))
+    train(model, entries, optimizer)  # momentum builds up
+    before = model[0].weight.detach().clone()
+
+    def closure() -> None:
+        backward(model)
+        entries.set_active(np.array(FIRST_LAYER))
+
+    optimizer.step(closure)
+    moved = (model[0].weight.detach() != before).any(dim=1)
+    assert moved.tolist() == [False, False, True, True, False, False, False, False]
 
 
 def test_without_frozen_groups_nothing_differs_from_plain_training() -> None:
