@@ -95,7 +95,7 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         before = self._trainer.optimizer
         optimizer = create_optimizer(*args, **kwargs)
         if self.freezer is None or before is None:
-            self.freezer = self._make(self._trainer.model, optimizer)
+            self.freezer = self._make(self._trainer.model, optimizer, steps=self._trainer.state.max_steps)
         return optimizer
 
     def _get_batch_samples(self, get_batch_samples: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -4,6 +4,7 @@ trainer = lightning.Trainer(max_steps=1000, callbacks=[FreezeCallback({"fisher":
 trainer.fit(module, examples)
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -62,7 +63,8 @@ class FreezeCallback(Callback):  # type: ignore[misc]  # lightning is optional, 
             InputError: The fit is set up in a way that freezing does not support.
         """
         _check(trainer, pl_module)
-        self.freezer = self._make(pl_module, trainer.optimizers[0])
+        steps = trainer.estimated_stepping_batches
+        self.freezer = self._make(pl_module, trainer.optimizers[0], steps=int(steps) if math.isfinite(steps) else None)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  the signature of a callback
         """Arms before the forward of a micro-batch."""
