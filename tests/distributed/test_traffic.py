@@ -83,6 +83,6 @@ def test_a_step_records_the_bytes_that_were_communicated() -> None:
     assert gradients[-1] < gradients[0]  # something is frozen
     quiet = [other for step, other in enumerate(others) if step % DECIDE]
     assert len(set(quiet)) == 1  # buffers, loss and operations
-    assert others[DECIDE] == quiet[0] + 2 * 8  # one number per rank
+    assert others[DECIDE] == quiet[0] + (2 + 3) * 8  # one number per rank, and one per layer that could be sliced
     assert others[0] > others[DECIDE]  # statistics
     assert others[COLLECT] > others[DECIDE]
