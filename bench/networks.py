@@ -63,13 +63,13 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """12 blocks on patches of 16 x 16 of an image of 224 x 224; Dosovitskiy et al., arXiv 2010.11929, in the widths of DeiT."""
+    """Blocks on patches of 16 x 16 of an image of 224 x 224; Dosovitskiy et al., arXiv 2010.11929, in the widths of DeiT."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, depth: int) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, width, 16, stride=16)
         self.position = nn.Parameter(0.02 * torch.randn(1, 196, width))
-        self.blocks = nn.Sequential(*(Block(width, width // 64) for _ in range(12)))
+        self.blocks = nn.Sequential(*(Block(width, width // 64) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,11 +79,11 @@ class VisionTransformer(nn.Module):
         return logits
 
 
-def vision_transformer(name: str, width: int) -> Case:
+def vision_transformer(name: str, width: int, depth: int = 12) -> Case:
     """A vision transformer on random images of 224 x 224."""
     torch.manual_seed(0)
     batch = torch.randn(BATCH, 3, 224, 224), torch.arange(BATCH) % 10
-    return Case(name, VisionTransformer(width).train(), batch, lambda model, b: functional.cross_entropy(model(b[0]), b[1]))
+    return Case(name, VisionTransformer(width, depth).train(), batch, lambda model, b: functional.cross_entropy(model(b[0]), b[1]))
 
 
 def crack_cnn(name: str) -> Case:

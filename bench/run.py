@@ -1,0 +1,79 @@
+"""The quickstart's task trained to the end with and without freezing: `python -m bench.run [--json]`. See bench/README.md."""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fat_ray.events import RunEnd, Status
+from fat_ray.spec.job import RunJob
+from fat_ray.spec.load import load_study
+from fat_ray.spec.run import RunSpec, merge
+from fat_ray.train.local import run_local
+
+STUDY = Path(__file__).parent.parent / "studies" / "quickstart.yaml"
+FREEZE = {"policy": "fisher_drift", "threshold": 0.0, "every": 6, "warmup_steps": 6, "floor": 0.1, "cap": 0.6}
+"""Ends near 10 % active: every event freezes what lies below the mean, until the floor is reached."""
+RATIOS = ("wall_s", "train_s", "flops", "mean_active_fraction")
+Row = dict[str, Any]
+
+
+def specs(workers: int) -> dict[str, RunSpec]:
+    """The quickstart's run without freezing, and with it."""
+    base = load_study(STUDY).spec.run.model_dump(mode="json")
+    base = merge(base, {"train": {"workers": workers}})
+    return {
+        name: RunSpec.model_validate(merge(base, {"freeze": freeze})) for name, freeze in (("none", {"policy": "none"}), ("drift", FREEZE))
+    }
+
+
+def trained(name: str, spec: RunSpec, seed: int) -> RunEnd:
+    """One run to its end, its records thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = RunJob(study="bench", run=f"{name}-s{seed}", trial=None, seed=seed, role="single", spec=spec, directory=folder)
+        end = run_local(job)
+    assert end.status is Status.COMPLETED, end.reason
+    return end
+
+
+def run(workers: int, seeds: int) -> list[Row]:
+    """One row per seed; both runs of a seed one after the other, the order changing from seed to seed."""
+    both, rows = specs(workers), []
+    for seed in range(seeds):
+        names = list(both) if seed % 2 == 0 else list(both)[::-1]
+        ends = {name: trained(name, both[name], seed) for name in names}
+        none, drift = ends["none"], ends["drift"]
+        row: Row = {"seed": seed, "workers": workers}
+        row |= {key: getattr(drift, key) / getattr(none, key) for key in RATIOS}
+        row |= {f"none_{key}": getattr(none, key) for key in ("wall_s", "train_s")}
+        for split in ("val", "test", "zero_shot"):
+            row |= {f"{name}_{split}_f1": end.final[f"{split}/f1"] for name, end in ends.items()}
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """As Markdown, with a row of medians."""
+    columns = list(rows[0])
+    middle = {column: statistics.median(row[column] for row in rows) for column in columns} | {"seed": "median"}
+    lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
+    cells = ([f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in [*rows, middle])
+    lines += ["| " + " | ".join(texts) + " |" for texts in cells]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="DDP processes of each run")
+    given = parser.parse_args()
+    rows = run(given.workers, given.seeds)
+    print(json.dumps(rows, indent=2) if given.json else table(rows))
+
+
+if __name__ == "__main__":
+    main()
