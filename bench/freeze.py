@@ -18,14 +18,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from bench.networks import Case, crack_cnn, vision_transformer
+from bench.networks import BATCH, Case, crack_cnn, vision_transformer
 from fat_ray import rules
 from fat_ray.engine.flops import FlopMeter
 from fat_ray.engine.step import build_optimizer, wrap
 from fat_ray.fisher.groups import Block, Group, build_groups
 from fat_ray.fisher.reduce import world
-from fat_ray.freeze.entries import ActiveEntries
+from fat_ray.freeze.freezer import Freezer
+from fat_ray.freeze.policy import Decision, Observation, Policy
 from fat_ray.spec.run import GroupSpec, OptimizerSpec
 
 CASES: dict[str, Callable[[], Case]] = {
@@ -67,7 +69,7 @@ SETTINGS = (
 )
 
 
-def chosen_groups(groups: Sequence[Group], setting: Setting) -> np.ndarray:
+def chosen_groups(groups: Sequence[Group], setting: Setting) -> rules.Bools:
     """Which groups are active."""
     elements = np.array([group.elements for group in groups])
     if setting.where == "prefix":
@@ -75,6 +77,25 @@ def chosen_groups(groups: Sequence[Group], setting: Setting) -> np.ndarray:
     everything = np.ones(len(groups), bool)
     target = int((1 - setting.frozen) * elements.sum())
     return ~rules.select_random(everything, elements, target, np.random.default_rng(0)) if setting.where else everything
+
+
+class Once(Policy):
+    """Freezes given groups at one step."""
+
+    def __init__(self, step: int, frozen: rules.Bools) -> None:
+        self._step, self._frozen = step, frozen
+
+    def is_due(self, step: int) -> bool:
+        """At that step."""
+        return step == self._step
+
+    def decide(self, observation: Observation) -> Decision:
+        """These groups."""
+        return Decision(self._frozen & observation.active)
+
+
+EVENT = 1
+"""The step of the event: the optimizer has its state by then."""
 
 
 class Trained:
@@ -85,32 +106,30 @@ class Trained:
         self.model = copy.deepcopy(case.model)
         self.optimizer = build_optimizer(OptimizerSpec(), self.model)
         groups = build_groups(self.model, GroupSpec())
-        self.entries = ActiveEntries(self.model, self.optimizer, groups)
-        self.wrapped: nn.Module = wrap(self.model)
-        self.step()  # the optimizer's state is there, as at any event
-        self.event_s = 0.0
         active = chosen_groups(groups, setting)
-        self.elements = int(self.entries.elements[active].sum())
+        self.elements = sum(group.elements for group, on in zip(groups, active, strict=True) if on)
+        policy = Once(EVENT, ~active) if setting.means == "sliced" else None
+        self.freezer = Freezer(self.model, self.optimizer, {"freeze": {"policy": "none"}}, policy=policy)
         self._masks: list[tuple[nn.Parameter, Block]] = []
-        if setting.means == "sliced":
-            self._freeze(active)
-        elif setting.means == "masked":
+        if setting.means == "masked":
             frozen = [group for group, on in zip(groups, active, strict=True) if not on]
             self._masks = [(self.model.get_parameter(member.parameter), member) for group in frozen for member in group.members]
-
-    def _freeze(self, active: np.ndarray) -> None:
-        """The event, as the engine carries it out."""
-        started = time.perf_counter()
-        if self.entries.set_active(active):
-            self.wrapped = self.model
-            self.wrapped = wrap(self.model, init_sync=False)
-        self.event_s = time.perf_counter() - started
+        self.wrapped: nn.Module = wrap(self.model)
+        self.event_s = 0.0
+        for _ in range(EVENT + 1):
+            self.step()
 
     def step(self) -> None:
-        """One training step."""
+        """One training step; the one that freezes is timed apart."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.freezer.arm(BATCH)
         self.case.loss(self.wrapped, self.case.batch).backward()  # type: ignore[no-untyped-call]
-        kept = self._mask() if getattr(self, "_masks", None) else []
+        started = time.perf_counter()
+        if self.freezer.after_backward():
+            self.wrapped = self.model  # the old wrapper goes first
+            self.wrapped = wrap(self.model, init_sync=False)
+            self.event_s = time.perf_counter() - started
+        kept = self._mask()
         nn.utils.clip_grad_norm_((p for p in self.model.parameters() if p.grad is not None), 1.0)
         self.optimizer.step()
         with torch.no_grad():
@@ -131,33 +150,30 @@ class Trained:
         tensors = (value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    @property
     def communicated_bytes(self) -> int:
         """Bytes of DDP's buckets in one step, as its communication hook sees them; with one rank, what would be sent."""
         if world()[1] == 1:
-            return sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        seen: list[int] = []
+            return sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+        sent = 0
 
-        def count(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-            seen.append(bucket.buffer().numel() * bucket.buffer().element_size())
-            return dist.algorithms.ddp_comm_hooks.default_hooks.allreduce_hook(None, bucket)  # type: ignore[attr-defined,arg-type]
+        def count(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+            nonlocal sent
+            sent += bucket.buffer().nbytes
+            return allreduce_hook(state, bucket)  # type: ignore[arg-type]
 
+        self.wrapped = self.model  # one reducer at a time
         watched = nn.parallel.DistributedDataParallel(self.model, init_sync=False)
         watched.register_comm_hook(None, count)
         self.case.loss(watched, self.case.batch).backward()  # type: ignore[no-untyped-call]
-        self.optimizer.zero_grad(set_to_none=True)
-        del watched
-        self.wrapped = self.model
-        self.wrapped = wrap(self.model, init_sync=False)
-        return sum(seen)
+        return sent
 
-    def flops(self) -> int:
+    def flops(self) -> float:
         """Analytic operations of one step."""
         meter = FlopMeter(self.model)
-        meter.arm()
-        self.case.loss(self.model, self.case.batch).backward()  # type: ignore[no-untyped-call]
+        with meter.watch(self.case.batch):
+            self.case.loss(self.model, self.case.batch).backward()  # type: ignore[no-untyped-call]
         self.optimizer.zero_grad(set_to_none=True)
-        return int(meter.take())
+        return meter.step.forward + meter.step.input_gradient + meter.step.weight_gradient
 
 
 def measure(case: Case, repeats: int) -> list[Row]:
@@ -176,11 +192,12 @@ def measure(case: Case, repeats: int) -> list[Row]:
                 dist.barrier()
             if turn >= WARM_UP:
                 times.append(clock() - started)
+    sent = [one.communicated_bytes() for one in trained]
     flops = [one.flops() if one.setting.means != "masked" else None for one in trained]
     plain = trained[0]
     rows = []
-    for one, times, count in zip(trained, seconds, flops, strict=True):
-        ratios = [own / base for own, base in zip(times, seconds[0], strict=True)]
+    for one, times, count, own in zip(trained, seconds, flops, sent, strict=True):
+        ratios = [mine / base for mine, base in zip(times, seconds[0], strict=True)]
         rows.append(
             {
                 "network": case.name,
@@ -190,7 +207,7 @@ def measure(case: Case, repeats: int) -> list[Row]:
                 "step_s": statistics.median(times),
                 "step": statistics.median(ratios),
                 "flop_limit": None if count is None else count / flops[0],  # type: ignore[operator]
-                "communicated": one.communicated_bytes / plain.communicated_bytes,
+                "communicated": own / sent[0],
                 "optimizer": one.optimizer_bytes / plain.optimizer_bytes,
                 "event": one.event_s / statistics.median(seconds[0]),
             }
