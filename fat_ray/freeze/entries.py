@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fat_ray.fisher.groups import Block, Group
+from fat_ray.freeze.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
 
 Bools = NDArray[np.bool_]
 
@@ -47,6 +48,23 @@ class ActiveEntries:
     def active_layers(self) -> set[str]:
         """Paths of the modules that own an active group."""
         return {group.layer for group, on in zip(self._groups, self.active, strict=True) if on}
+
+    def runs(self) -> dict[str, nn.Parameter]:
+        """What the optimizer holds, by the entries it stands for: ``name:dimension:start:stop``."""
+        held = {id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]}
+        return {f"{name}:0:0:{p.shape[0] if p.ndim else 1}": p for name, p in self._parameters.items() if id(p) in held}
+
+    def optimizer_state(self) -> OptimizerState:
+        """State and options of the optimizer, by `runs`."""
+        return optimizer_state(self._optimizer, self.runs())
+
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        """Goes on from what `optimizer_state` returned; the same entries must be active.
+
+        Raises:
+            ValueError: The optimizer holds other entries.
+        """
+        load_optimizer_state(self._optimizer, self.runs(), state)
 
     def freeze(self, chosen: Bools) -> bool:
         """Freezes groups for good.

@@ -11,6 +11,7 @@ optimizer.step()
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from fat_ray.fisher.collector import Collector, Share
 from fat_ray.fisher.groups import build_groups
 from fat_ray.fisher.meter import DriftMeter, build_formulas
 from fat_ray.fisher.reduce import Ranks, check_agreement, check_layout, world
+from fat_ray.fisher.state import Arrays, Floats32, below, prefixed
 from fat_ray.freeze.context import describe, group_spec
 from fat_ray.freeze.entries import ActiveEntries
 from fat_ray.freeze.policies import build_policy
@@ -31,6 +33,7 @@ from fat_ray.freeze.policy import Decision, Observation, Policy
 from fat_ray.spec.run import MethodSpec
 
 Emit = Callable[[Drift | Freeze], None]
+_COUNTERS = ("step", "num_updates", "num_events", "_layout_agreed")
 
 
 class Freezer:
@@ -93,7 +96,7 @@ class Freezer:
             examples: Examples of the coming micro-batch on this rank; a `Share` where a step has several micro-batches, ranks hold
                 different numbers of examples, or the loss is scaled.
         """
-        if self._collects():
+        if self._collects() and self.spec.fisher.estimator == "kronecker":
             share = examples if isinstance(examples, Share) else Share(examples, *world(self._ranks))
             self.collector.arm(self.entries.active_layers(), share)
 
@@ -113,6 +116,28 @@ class Freezer:
         self.entries.mask_gradients()
         self.step += 1
         return changed
+
+    def state(self) -> Arrays:
+        """Counters, active set, history and Fisher statistics between two steps, equal on all ranks; see also `DriftMeter.share`."""
+        history = {field.name: getattr(self.history, field.name) for field in fields(self.history)}
+        counters = {name: np.array(getattr(self, name)) for name in _COUNTERS}
+        return {"active": self.entries.active, **counters, **prefixed("history", history), **prefixed("meter", self.meter.state())}
+
+    def load_state(self, arrays: Arrays, shares: Mapping[str, Callable[[], Floats32]]) -> bool:
+        """Goes on where another freezer of the same model, optimizer and specification was; weights must be loaded before.
+
+        Args:
+            arrays: What `state` returned.
+            shares: See `DriftMeter.load_state`.
+
+        Returns:
+            Whether tensors left autograd, as `after_backward`.
+        """
+        for name in _COUNTERS:
+            setattr(self, name, arrays[name].item())
+        self.history = rules.DriftHistory(**below("history", arrays))
+        self.meter.load_state(below("meter", arrays), shares)
+        return self.entries.freeze(self.entries.active & ~arrays["active"])
 
     def _collects(self) -> bool:
         return "drift" in self.policy.needs and self.step % self.spec.fisher.every == 0
@@ -147,7 +172,7 @@ class Freezer:
     def _squared_gradient(self, name: str) -> rules.Floats:
         gradient = self._model.get_parameter(name).grad
         assert gradient is not None, f"{name} is active and has no gradient"
-        squares: rules.Floats = gradient.double().square().cpu().numpy()
+        squares: rules.Floats = gradient.double().square().contiguous().cpu().numpy()  # sums over it shall not depend on its layout
         return squares
 
     def _decide(self) -> bool:
