@@ -63,7 +63,7 @@ class TinyTask:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         images, labels = batch
         if self._noise:
-            images = images * (1 + 0.1 * random.random() + 0.1 * np.random.random())
+            images = images * (1 + 0.1 * random.random() + 0.1 * np.random.random())  # noqa: NPY002 - the global one is meant
         loss = functional.binary_cross_entropy_with_logits(model(images).squeeze(1), labels)
         time.sleep(self._slow_s)
         trouble = self._trouble.get(self._step) if _rank() == self._trouble_rank else None
