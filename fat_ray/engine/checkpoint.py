@@ -20,6 +20,7 @@ from fat_ray.engine.costs import Ledger
 from fat_ray.engine.snapshot import read, write_rank, write_shared
 from fat_ray.engine.step import Trainer
 from fat_ray.engine.vault import (
+    STATE,
     NewerCheckpointError,
     begin,
     check,
@@ -40,8 +41,6 @@ log = logging.getLogger(__name__)
 
 Position = Mapping[str, int]
 """Where the records of a run stand, see `records.sink.Sink.position`."""
-
-STATE = "state.json"
 
 _FREE = {f"train.{name}" for name in ("workers", "cpus_per_worker", "gpus_per_worker", "backend", "checkpoint", "retries")}
 """Fields of a run that may be others when it goes on."""

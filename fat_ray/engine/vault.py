@@ -20,6 +20,13 @@ FORMAT = "fat_ray checkpoint"
 VERSION = "1.0"
 """major.minor: a newer major is refused."""
 MANIFEST = "manifest.json"
+STATE = "state.json"
+"""What a checkpoint says in plain words: see `engine.checkpoint`."""
+
+
+def runs_with_checkpoints(directory: str | Path) -> list[str]:
+    """Ids of the runs of a study that have a checkpoint, whole or not, sorted."""
+    return sorted({path.parent.name for path in (Path(directory) / "checkpoints").glob("*/step-*")})
 
 
 def checkpoints(directory: str | Path, run: str) -> list[Path]:
