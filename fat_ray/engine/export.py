@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from fat_ray.engine.snapshot import MODEL
 from fat_ray.engine.vault import STATE, check, checkpoints, runs_with_checkpoints
 from fat_ray.errors import InputError, OutputError, RecordError
-from fat_ray.records.files import explain, sync
+from fat_ray.records.files import adopt_mode, explain, sync
 from fat_ray.records.manifest import MANIFEST
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ def export_model(place: Path, out: Path) -> Exported:
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         save_file(load_file(checkpoint / MODEL), temporary, _metadata(state))
+        adopt_mode(temporary)
         sync(temporary)
         temporary.rename(out)
     except (OSError, SafetensorError) as error:

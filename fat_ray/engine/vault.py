@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fat_ray.errors import RecordError
-from fat_ray.records.files import sync, write_synced
+from fat_ray.records.files import adopt_mode, sync, write_synced
 
 FORMAT = "fat_ray checkpoint"
 VERSION = "1.0"
@@ -59,6 +59,8 @@ def begin(checkpoint: Path) -> None:
 def seal(checkpoint: Path, run: str) -> None:
     """Makes what the ranks have written a checkpoint, in one step; one that lies there already, damaged, gives way."""
     temporary = temporary_path(checkpoint)
+    for path in temporary.iterdir():
+        adopt_mode(path)
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in sorted(temporary.iterdir())}
     manifest = {"format": FORMAT, "version": VERSION, "run": run, "step": step_of(checkpoint), "files": files}
     write_synced(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())

@@ -68,3 +68,8 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def adopt_mode(path: Path) -> None:
+    """Gives a file the permissions of its directory, but for execution: safetensors writes files that only their owner may read."""
+    path.chmod(path.parent.stat().st_mode & 0o666)

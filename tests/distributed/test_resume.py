@@ -1,5 +1,6 @@
 """A run that is killed at any moment and goes on from its checkpoints is the run that was never interrupted, to the bit."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
 from fat_ray.engine import checkpoint
+from fat_ray.engine.vault import checkpoints
 from fat_ray.events import Status
 from fat_ray.fisher.reduce import world
 from fat_ray.records.reader import read_table
@@ -138,3 +141,44 @@ def run_in_a_process(job: RunJob) -> int:
     text = job.model_copy(update={"resume": True}).model_dump_json()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run([sys.executable, "-c", call, text], env=environment, check=False, stderr=subprocess.DEVNULL).returncode
+
+
+def test_a_run_goes_on_with_fewer_workers_and_says_what_can_no_longer_be_equal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Released keeps element-wise averages, of which each rank has a share: all of them must be there again."""
+    whole = job(tmp_path / "whole", "released", workers=1, dropout=0.0)
+    train_until(whole)
+    killed = job(tmp_path / "killed", "released", workers=2, dropout=0.0)
+    run_distributed(train_until, 2, killed, 17)
+    alone = job(tmp_path / "killed", "released", workers=1, dropout=0.0)
+    end = train_until(alone)
+    assert end is not None
+    assert end.status is Status.COMPLETED
+    (resumed,) = read_table(alone.directory, "resumptions", alone.run).to_pylist()
+    assert resumed["step"] == 3
+    assert resumed["note"].startswith("resumed at step 3 on 1 instead of 2 workers: ")
+    assert resumed["note"] in caplog.text
+    found, expected = (read_table(of.directory, "drift", of.run) for of in (alone, whole))
+    assert found["active"].to_pylist()[:24] == expected["active"].to_pylist()[:24]
+    measured = [value is not None for value in expected["distance"].to_pylist()]
+    assert [value is not None for value in found["distance"].to_pylist()] == measured
+    state = json.loads((checkpoints(alone.directory, alone.run)[0] / "state.json").read_text())
+    assert state["world_size"] == 1
+
+
+def test_a_run_goes_on_with_more_workers(tmp_path: Path) -> None:
+    killed = job(tmp_path, "released", workers=1)
+    train_until(killed, lifetime=17)
+    grown = job(tmp_path, "released", workers=2)
+    ends = run_distributed(train_until, 2, grown)
+    assert [end.status for end in ends] == [Status.COMPLETED] * 2
+    assert read_table(tmp_path, "resumptions", killed.run)["step"].to_pylist() == [3]
+    assert read_table(tmp_path, "steps", killed.run)["step"].to_pylist() == list(range(8))
+    shares = [set(safe_names(checkpoints(tmp_path, killed.run)[0] / f"rank-{rank}.safetensors")) for rank in range(2)]
+    assert shares[0] & shares[1] == set()
+    assert shares[0]
+    assert shares[1]
+
+
+def safe_names(path: Path) -> list[str]:
+    with safe_open(path, "np") as file:
+        return [name for name in file.keys() if name.startswith("average/")]  # noqa: SIM118 - no mapping

@@ -205,6 +205,7 @@ def study_of(of: RunJob) -> Path:
 def test_the_plain_model_is_exported(whole: RunJob, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     assert export_model(study_of(whole), out) == Exported(whole.run, 8, 8)
+    assert out.stat().st_mode & 0o777 == tmp_path.stat().st_mode & 0o666
     plain = task_of(whole).build_model()
     plain.load_state_dict(load_file(out))
     with safe_open(out, "pt") as file:
