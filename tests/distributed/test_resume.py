@@ -145,11 +145,8 @@ def run_in_a_process(job: RunJob) -> int:
 
 def test_a_run_goes_on_with_fewer_workers_and_says_what_can_no_longer_be_equal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Released keeps element-wise averages, of which each rank has a share: all of them must be there again."""
-    whole = job(tmp_path / "whole", "released", workers=1, dropout=0.0)
-    train_until(whole)
-    killed = job(tmp_path / "killed", "released", workers=2, dropout=0.0)
-    run_distributed(train_until, 2, killed, 17)
-    alone = job(tmp_path / "killed", "released", workers=1, dropout=0.0)
+    run_distributed(train_until, 2, job(tmp_path, "released", workers=2), 17)
+    alone = job(tmp_path, "released", workers=1)
     end = train_until(alone)
     assert end is not None
     assert end.status is Status.COMPLETED
@@ -157,10 +154,8 @@ def test_a_run_goes_on_with_fewer_workers_and_says_what_can_no_longer_be_equal(t
     assert resumed["step"] == 3
     assert resumed["note"].startswith("resumed at step 3 on 1 instead of 2 workers: ")
     assert resumed["note"] in caplog.text
-    found, expected = (read_table(of.directory, "drift", of.run) for of in (alone, whole))
-    assert found["active"].to_pylist()[:24] == expected["active"].to_pylist()[:24]
-    measured = [value is not None for value in expected["distance"].to_pylist()]
-    assert [value is not None for value in found["distance"].to_pylist()] == measured
+    first = [row for row in read_table(alone.directory, "drift", alone.run).to_pylist() if row["update"] == 3]
+    assert [row["distance"] is not None and row["distance"] > 0 for row in first] == [row["active"] for row in first]
     state = json.loads((checkpoints(alone.directory, alone.run)[0] / "state.json").read_text())
     assert state["world_size"] == 1
 
