@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fat_ray.engine.snapshot import MODEL
+from fat_ray.engine.snapshot import MERGED, MODEL
 from fat_ray.engine.vault import STATE, check, checkpoints, runs_with_checkpoints
 from fat_ray.errors import InputError, OutputError, RecordError
 from fat_ray.records.files import adopt_mode, explain, sync
@@ -35,7 +35,8 @@ class Exported:
 
 
 def export_model(place: Path, out: Path) -> Exported:
-    """Writes the state dict of a run's plain model, as it is in the newest whole checkpoint, with the keys it had before any freezing.
+    """Writes the state dict of a run's plain model, as it is in the newest whole checkpoint: with the keys it had before any
+    freezing, and adapters merged.
 
     The file's metadata name the study, run, seed, step and the SHA-256 of the run's specification.
 
@@ -53,9 +54,10 @@ def export_model(place: Path, out: Path) -> Exported:
     directory, run = _locate(place)
     checkpoint = _newest_whole(directory, run)
     state = json.loads((checkpoint / STATE).read_bytes())
+    weights = checkpoint / MERGED if (checkpoint / MERGED).exists() else checkpoint / MODEL
     temporary = out.with_name(f".{out.name}.tmp")
     try:
-        save_file(load_file(checkpoint / MODEL), temporary, _metadata(state))
+        save_file(load_file(weights), temporary, _metadata(state))
         adopt_mode(temporary)
         sync(temporary)
         temporary.rename(out)

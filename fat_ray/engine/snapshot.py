@@ -1,6 +1,7 @@
 """The state of training between two steps as files in a directory: all arrays are safetensors, all else JSON.
 
-- ``model.safetensors``: the state dict of the plain model; ``buffers.safetensors``: its buffers that are not in the state dict
+- ``model.safetensors``: the state dict of the model; ``buffers.safetensors``: its buffers that are not in the state dict
+- ``merged.safetensors``, where the model has adapters: the state dict that it has with them merged
 - ``optimizer.safetensors``: per run of entries, see `freeze.optimizer_state`
 - ``freezer.safetensors``: counters, active set, drift history, Fisher statistics
 - ``rank-0.safetensors``, …: random generators of the rank, and the element-wise averages that it keeps
@@ -29,10 +30,12 @@ from fat_ray.engine.step import Trainer
 from fat_ray.errors import RecordError
 from fat_ray.fisher.reduce import world
 from fat_ray.fisher.state import Floats32, prefixed
+from fat_ray.freeze.lora import plain_model
 from fat_ray.freeze.optimizer_state import OptimizerState
 from fat_ray.records.files import sync
 
 MODEL, _BUFFERS, _OPTIMIZER, _FREEZER = (f"{name}.safetensors" for name in ("model", "buffers", "optimizer", "freezer"))
+MERGED = "merged.safetensors"
 _AVERAGE = "average"
 
 
@@ -53,10 +56,15 @@ def write_shared(folder: Path, trainer: Trainer) -> dict[str, Any]:
     """
     optimizer = trainer.freezer.entries.optimizer_state()
     save_tensors(_plain(trainer.model.state_dict()), folder / MODEL, {"format": "pt"})
+    written = [MODEL, _BUFFERS, _OPTIMIZER, _FREEZER]
+    plain = plain_model(trainer.model)
+    if plain is not trainer.model:
+        save_tensors(_plain(plain.state_dict()), folder / MERGED, {"format": "pt"})
+        written.append(MERGED)
     save_tensors(_plain(_other_buffers(trainer.model)), folder / _BUFFERS)
     save_tensors(_plain(optimizer.tensors), folder / _OPTIMIZER)
     save_arrays({name: array.copy(order="C") for name, array in trainer.freezer.state().items()}, folder / _FREEZER)
-    for name in (MODEL, _BUFFERS, _OPTIMIZER, _FREEZER):
+    for name in written:
         sync(folder / name)
     return optimizer.plain
 

@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "squared_gradient": {"fisher": {"estimator": "squared_gradient"}},
     "paper": {"preset": "paper", "train": {"optimizer": {"name": "sgd"}}},
     "released": {"preset": "released"},
+    "lora": {"freeze": {"policy": "lora", "head": ["8"]}, "train": {"optimizer": {"weight_decay": 0.1}}},
     "random_matched": {"freeze": {"policy": "random_matched"}, "train": {"optimizer": {"name": "sgd", "momentum": 0.0}}},
 }
 NOW_AND_THEN = ((0,), (1,), (5,), (9,), (10,), (14,), (20,), (26,), (7, 4), (13, 3, 9))

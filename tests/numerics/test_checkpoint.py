@@ -17,9 +17,11 @@ from fat_ray.engine.snapshot import _plain
 from fat_ray.engine.vault import MANIFEST, VERSION, checkpoint_path, checkpoints, step_of
 from fat_ray.errors import InputError, OutputError, RecordError
 from fat_ray.events import Status
+from fat_ray.freeze.lora import add_adapters
 from fat_ray.records.parquet import ParquetSink
 from fat_ray.records.reader import parts, read_table, run_end
 from fat_ray.spec.job import RunJob
+from fat_ray.spec.run import FreezeSpec
 from tests.support.interruption import outcome, train_until
 from tests.support.jobs import task_of, tiny_job
 
@@ -246,3 +248,22 @@ def test_export_says_what_is_wrong(whole: RunJob, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.checkpoint\.every"):
         export_model(tmp_path, tmp_path / "other")
     assert out.read_text() == "mine"
+
+
+def test_adapters_are_merged_in_what_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    kind, spec = type(task_of(job(tmp_path))), FreezeSpec(policy="lora", targets=["6"])
+    original = kind.build_model
+    monkeypatch.setattr(kind, "build_model", lambda task: add_adapters(original(task), spec, 0, lambda _: True))
+    adapted = job(tmp_path / "adapted")
+    train_until(adapted, lifetime=15)
+    train_until(adapted)
+    export_model(study_of(adapted), tmp_path / "model.safetensors")
+    trained = task_of(adapted).build_model()
+    trained.load_state_dict(load_file(checkpoint_path(adapted.directory, adapted.run, 8) / "model.safetensors"))
+    monkeypatch.undo()
+    plain = task_of(adapted).build_model()
+    plain.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    images = task_of(adapted).train_set().batch([0, 1])[0]
+    assert any("lora_" in name and parameter.abs().sum() > 0 for name, parameter in trained.named_parameters() if "lora_B" in name)
+    torch.testing.assert_close(plain.eval()(images), trained.eval()(images))
