@@ -16,8 +16,10 @@ from fat_ray.engine.order import TrainingOrder, learning_rate_factor
 from fat_ray.errors import DivergedError
 from fat_ray.events import Drift, Freeze, Status, Step
 from fat_ray.fisher.reduce import all_sum, world
+from fat_ray.freeze.context import prepare_model
 from fat_ray.freeze.freezer import Freezer
 from fat_ray.freeze.policy import Policy
+from fat_ray.freeze.scheduled import RandomMatched
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.run import OptimizerSpec
 from fat_ray.tasks.base import Batch, Task, to_device
@@ -60,10 +62,12 @@ class Trainer:
         rank, world_size = world()
         self.spec, self.task, self.device, self.stop_request, self.emit = job.spec, task, device, stop_request, emit
         torch.manual_seed(job.seed)  # every rank builds the same model
-        self.model = task.build_model().to(device).train()
+        self.model = prepare_model(task.build_model(), job.spec.freeze, job.seed).to(device).train()
         torch.manual_seed(job.seed + 7919 * (rank + 1))  # dropout differs between ranks
         self.optimizer = build_optimizer(job.spec.train.optimizer, self.model)
-        self.freezer = Freezer(self.model, self.optimizer, job.spec, policy=policy, seed=job.seed, follow=job.follow, emit=emit)
+        if policy is None and job.follow is not None:
+            policy = RandomMatched(job.follow, job.seed)
+        self.freezer = Freezer(self.model, self.optimizer, job.spec, policy=policy, steps=job.spec.train.steps, seed=job.seed, emit=emit)
         self.meter = StepMeter(self.model, self.optimizer, device)
         self.order = TrainingOrder(task.train_set(), job.spec.train.global_batch, job.seed, rank, world_size)
         self.wrapped = wrap(self.model)
@@ -132,8 +136,7 @@ class Trainer:
         lr = train.optimizer.lr * learning_rate_factor(schedule.name, step, train.steps, schedule.warmup_steps, schedule.final_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with self.freezer.entries.protect():
-            self.optimizer.step()
+        self.optimizer.step()
         return lr
 
     def _record(self, step: int, agreed: Agreed, lr: float, grad_norm: float, started: float) -> Step:

@@ -26,6 +26,7 @@ from fat_ray.fisher.state import (
     at_scale_of,
     below,
     flat,
+    group_values,
     group_vectors,
     is_known,
     nested,
@@ -166,6 +167,32 @@ class DriftMeter:
         shared = all_sum(torch.from_numpy(found).to(device), self._ranks).cpu().numpy()
         return Measurement(shared[0], shared[1], measured)
 
+    def mean_values(self, sums: Sums, squared_gradient: Gradients, active: Bools, device: torch.device) -> Floats:
+        """The mean diagonal Fisher value of each active group in one collection alone; NaN for the others.
+
+        Running averages are left alone, and the halves of a batch are joined. Equal on every rank, to the bit.
+
+        Args:
+            sums: What this rank's collector took.
+            squared_gradient: For parameters without factors.
+            active: Groups to judge.
+            device: Where the collective runs.
+        """
+        joined: dict[str, dict[str, tuple[Floats, float]]] = {}
+        for (layer, part, _), (total, count) in reduce_sums(sums, device, self._ranks).items():
+            before, count_before = joined.setdefault(layer, {}).get(part, (np.zeros_like(total), 0.0))
+            joined[layer][part] = before + total, count_before + count
+        state: dict[PartKey, Floats] = {}
+        for layer, parts in joined.items():
+            state |= {(layer, part): value for part, value in self._formulas.finish(self._modules[layer], parts).items()}
+        for name in self._without_factors(active & ~self.dead):
+            state[name, SQUARES] = squared_gradient(name)
+        means = np.where(active & self.dead, 0.0, np.nan)
+        for index in np.flatnonzero(active & ~self.dead).tolist():
+            if self._known(index, [state]):
+                means[index] = group_values(self._groups[index], state, factored=bool(self.factored[index])).mean(dtype=np.float64)
+        return means
+
     def _advance(self, sums: Sums, squared_gradient: Gradients, active: Bools, device: torch.device) -> list[State]:
         """The states after this collection: one per half with noise correction, else one."""
         totals = reduce_sums(sums, device, self._ranks)
@@ -187,13 +214,7 @@ class DriftMeter:
 
     def _add_squares(self, states: list[dict[PartKey, Floats]], squared_gradient: Gradients, active: Bools) -> None:
         """Squared gradients of active parameters without factors; with noise correction, consecutive collections are the two halves."""
-        names = dict.fromkeys(
-            member.parameter
-            for group, on, factored in zip(self._groups, active, self.factored, strict=True)
-            if on and not factored
-            for member in group.members
-        )
-        for name in names:
+        for name in self._without_factors(active):
             key = (name, SQUARES)
             squares = squared_gradient(name)
             if not self.halves:
@@ -203,6 +224,11 @@ class DriftMeter:
                     state[key] = average.update(key, value)
             else:
                 self._waiting[key] = squares
+
+    def _without_factors(self, active: Bools) -> list[str]:
+        """Names of the parameters of active groups without factors."""
+        groups = [self._groups[index] for index in np.flatnonzero(active & ~self.factored)]
+        return list(dict.fromkeys(member.parameter for group in groups for member in group.members))
 
     def _compare_with_previous(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
         found = np.zeros((2, len(self._groups)))

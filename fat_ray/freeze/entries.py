@@ -1,62 +1,98 @@
-"""Carries decisions out: what is frozen does not move, to the bit, whatever the optimizer does.
+"""Carries decisions out: what is frozen does not move, to the bit, whatever the optimizer does, and costs nothing where that can be had.
 
-A tensor whose entries are all frozen leaves autograd and the optimizer: its gradient is neither computed nor communicated nor stored.
-A tensor that is frozen in part keeps its gradient; the frozen blocks of the gradient are cleared before clipping, so that only active
-entries count, and the frozen blocks of the parameter are put back after the optimizer's step.
+A tensor whose entries are all frozen leaves autograd and the optimizer. One that is frozen in part is sliced where its layer and the
+optimizer allow it (see `sliced`): its active runs become parameters of their own, and of the frozen rows neither gradient nor optimizer
+state is left. Else, or where slices would cost more than they save, it is masked: the gradient of its frozen entries is cleared after
+backward, so that clipping counts active entries only, and they are put back after the optimizer's step.
+
+What is frozen are parameters. Buffers are not: in training mode a frozen BatchNorm keeps updating its running statistics, as it does in
+plain training with `requires_grad=False`; put the module into eval mode to hold them.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from fat_ray.fisher.groups import Block, Group
+from fat_ray.errors import InputError
+from fat_ray.fisher.groups import Group
+from fat_ray.fisher.state import Arrays, below, prefixed
+from fat_ray.freeze.forms import Bools, Form, GroupedTensor, grouped_tensors
+from fat_ray.freeze.guard import Guard, Held
+from fat_ray.freeze.migrate import Migration, Move, Piece
 from fat_ray.freeze.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
+from fat_ray.freeze.sliced import ActiveRuns, Cut, restore_layer, slice_layer
 
-Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
 class ActiveEntries:
-    """The frozen part of a model.
+    """Which entries of a model may move.
 
     Args:
         model: The network, not its DDP wrapper.
-        optimizer: Holds the trainable parameters of `model`.
+        optimizer: Holds the trainable parameters of `model`; it may hold others besides.
         groups: A partition of the trainable parameters, see `fisher.groups.build_groups`.
 
+    Attributes:
+        active: Per group, whether it may move.
+        elements: Per group, its number of entries.
+        positions: How often a step uses each entry of a layer, where that is known; it must be equal on all ranks.
+
     Raises:
+        InputError: The model has no trainable parameters, the optimizer does not hold all of them or cannot do without one, or a group
+            divides a tensor that is sharded over ranks.
         ValueError: The groups are not a partition of the trainable parameters.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, groups: list[Group]) -> None:
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._optimizer = optimizer
-        self._groups = groups
-        self._partial: dict[str, list[tuple[slice, ...]]] = {}
+        if hasattr(model, "active_runs"):
+            raise InputError("model.active_runs is taken: another Freezer holds this model; load its state_dict into a new one")
+        self._model, self._groups = model, groups
+        self._tensors = grouped_tensors(model, groups)
+        self._forms: dict[str, Form] = dict.fromkeys(self._tensors, "free")
+        self._pieces: dict[str, tuple[Piece, ...]] = {name: (Piece(tensor.full),) for name, tensor in self._tensors.items()}
+        self._migration = Migration(optimizer, {name: tensor.full for name, tensor in self._tensors.items()})
+        self._guard = Guard(optimizer)
+        self._masked: list[Held] = []
+        self.positions: Mapping[nn.Module, int] = {}
         self.elements = np.array([group.elements for group in groups], np.int64)
         self.active: Bools = np.ones(len(groups), np.bool_)
-        _check_partition(self._parameters, groups)
 
     @property
     def active_elements(self) -> int:
         """Number of entries that may still move."""
         return int(self.elements[self.active].sum())
 
+    @property
+    def frontier(self) -> str | None:
+        """Path of the first layer with an active entry: all layers before it run without autograd. None while nothing is frozen."""
+        return None if self.active.all() or not self.active.any() else self._groups[int(self.active.argmax())].layer
+
     def active_layers(self) -> set[str]:
         """Paths of the modules that own an active group."""
         return {group.layer for group, on in zip(self._groups, self.active, strict=True) if on}
 
     def runs(self) -> dict[str, nn.Parameter]:
-        """What the optimizer holds, by the entries it stands for: ``name:dimension:start:stop``."""
-        held = {id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]}
-        return {f"{name}:0:0:{p.shape[0] if p.ndim else 1}": p for name, p in self._parameters.items() if id(p) in held}
+        """What the optimizer holds of the model, by the entries it stands for: ``name``, or ``name[start:stop]`` for runs."""
+        return {f"{name}{piece}": piece.parameter for name, pieces in self._pieces.items() for piece in pieces}
+
+    def state(self) -> Arrays:
+        """What is active, and what decided about forms, for `load_state`."""
+        paths = {module: path for path, module in self._model.named_modules()}
+        return {"active": self.active, **prefixed("positions", {paths[m]: np.array(count) for m, count in self.positions.items()})}
+
+    def load_state(self, arrays: Arrays) -> bool:
+        """Goes on from what `state` returned, before the optimizer's first step; returns what `set_active` does."""
+        self.positions = {self._model.get_submodule(path): int(count) for path, count in below("positions", arrays).items()}
+        return self.set_active(arrays["active"])
 
     def optimizer_state(self) -> OptimizerState:
         """State and options of the optimizer, by `runs`."""
-        return optimizer_state(self._optimizer, self.runs())
+        return optimizer_state(self._migration.optimizer, self.runs())
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Goes on from what `optimizer_state` returned; the same entries must be active.
@@ -64,84 +100,130 @@ class ActiveEntries:
         Raises:
             ValueError: The optimizer holds other entries.
         """
-        load_optimizer_state(self._optimizer, self.runs(), state)
+        load_optimizer_state(self._migration.optimizer, self.runs(), state)
 
-    def freeze(self, chosen: Bools) -> bool:
-        """Freezes groups for good.
+    def set_active(self, active: Bools) -> bool:
+        """Freezes and thaws groups; call it between a backward and the optimizer's step.
+
+        Gradients go where their entries go. Entries that thaw have no gradient yet, and start with the state of an optimizer that has
+        not seen them; the count of its steps is that of their tensor.
 
         Args:
-            chosen: Per group, whether to freeze it; all must be active.
+            active: Per group, whether it may move from now on.
 
         Returns:
-            Whether a tensor left autograd, in which case a DDP wrapper must be made anew.
-
-        Raises:
-            ValueError: A chosen group is frozen already.
+            Whether the trainable parameters are others than before, in which case a DDP wrapper must be made anew.
         """
-        if (chosen & ~self.active).any():
-            raise ValueError(f"groups {np.flatnonzero(chosen & ~self.active).tolist()} are frozen already; the active set only shrinks")
-        self.active = self.active & ~chosen
-        touched = dict.fromkeys(member.parameter for index in np.flatnonzero(chosen) for member in self._groups[index].members)
-        dropped = [name for name in touched if self._refresh(name)]
-        self._forget(self._parameters[name] for name in dropped)
-        return bool(dropped)
+        self.mask_gradients()  # entries that thaw have none yet, in whatever form
+        before, self.active = self.active, active.copy()
+        touched = [tensor for tensor in self._tensors.values() if tensor.runs(before) != tensor.runs(active)]
+        gradients = {tensor.name: self._gradient(tensor) for tensor in touched}
+        pieces = dict(self._pieces)
+        for tensor in touched:
+            divided = self._migration.divides(tensor.full, tensor.dim)
+            self._forms[tensor.name] = tensor.form(active, divided=divided, positions=self.positions.get(tensor.module))
+        self._reshape({id(tensor.module): tensor.module for tensor in touched}.values())
+        for tensor in touched:
+            self._hand_over(tensor, gradients[tensor.name], pieces[tensor.name])
+        kept = before & active
+        moves = {tensor.full: Move(tensor.dim, pieces[tensor.name], self._pieces[tensor.name], tensor.runs(kept)) for tensor in touched}
+        self._migration.move(moves)
+        self._register_runs()
+        self._masked = self._mask()
+        self.scale_updates(None)
+        return any(_identities(pieces[tensor.name]) != _identities(self._pieces[tensor.name]) for tensor in touched)
 
-    def _refresh(self, name: str) -> bool:
-        """Notes the frozen blocks of a tensor; True when all of it is frozen."""
-        states = zip(self._groups, self.active, strict=True)
-        blocks = [(member, on) for group, on in states for member in group.members if member.parameter == name]
-        parameter = self._parameters[name]
-        if not any(on for _, on in blocks):
-            self._partial.pop(name, None)
-            parameter.requires_grad_(False)  # noqa: FBT003  torch takes it by position
-            parameter.grad = None
-            return True
-        self._partial[name] = [member.index for member, on in blocks if not on]
-        return False
+    def gradient(self, parameter: str) -> Tensor:
+        """The gradient of a whole tensor, gathered from all ranks if it is sharded; zero where it is frozen, or the loss does not use it.
 
-    def _forget(self, parameters: Iterable[Tensor]) -> None:
-        """Takes tensors and their state out of the optimizer."""
-        gone = {id(parameter) for parameter in parameters}
-        for group in self._optimizer.param_groups:
-            kept = []
-            for parameter in group["params"]:
-                if id(parameter) in gone:
-                    self._optimizer.state.pop(parameter, None)
-                else:
-                    kept.append(parameter)
-            group["params"] = kept
+        Args:
+            parameter: Name of a tensor that groups hold.
+        """
+        tensor = self._tensors[parameter]
+        gradient = self._gradient(tensor)
+        if gradient is None:
+            return torch.zeros(tensor.full.shape, dtype=tensor.full.dtype, device=tensor.full.device)
+        whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+        return whole.to_dense() if whole.is_sparse else whole
+
+    def _gradient(self, tensor: GroupedTensor) -> Tensor | None:
+        if self._forms[tensor.name] != "sliced":
+            return tensor.full.grad
+        whole = torch.zeros_like(tensor.full, requires_grad=False)
+        for piece in self._pieces[tensor.name]:
+            if piece.parameter.grad is None:
+                return None
+            whole[tensor.index(piece.within(tensor.dim))] = piece.parameter.grad
+        return whole
 
     def mask_gradients(self) -> None:
-        """Clears the gradients of frozen blocks; call after backward and before clipping."""
-        for name, frozen in self._partial.items():
-            gradient = self._parameters[name].grad
-            if gradient is not None:
-                for block in frozen:
-                    gradient[block] = 0
+        """Clears what is frozen in the gradients of masked tensors; call after backward and before clipping."""
+        for frozen in self._masked:
+            gradient = frozen.tensor.grad
+            if gradient is not None and not gradient.is_sparse:  # sparse gradients cannot be clipped anyway
+                gradient[frozen.index] = 0
 
-    @contextmanager
-    def protect(self) -> Iterator[None]:
-        """Wraps the optimizer's step: frozen blocks are the same before and after, to the bit."""
-        with torch.no_grad():
-            partial = [(self._parameters[name], block) for name, frozen in self._partial.items() for block in frozen]
-            kept = [(parameter, block, parameter[block].clone()) for parameter, block in partial]
-        yield
-        with torch.no_grad():
-            for parameter, block, values in kept:
-                parameter[block] = values
+    def scale_updates(self, factors: Floats | None) -> None:
+        """Makes the optimizer's next steps smaller, or larger, for some groups, until it is called again or the active entries change.
+
+        Args:
+            factors: Per group, what its updates are multiplied by; None: 1.
+        """
+        scaled: list[Held] = []
+        if factors is not None:
+            for number in np.flatnonzero(self.active & (factors != 1)).tolist():
+                members = self._groups[number].members
+                scaled += [Held(self._tensors[m.parameter].full, m.index, float(factors[number])) for m in members]
+        self._guard.held = (*self._masked, *scaled)
+
+    def _mask(self) -> list[Held]:
+        masked = [tensor for name, tensor in self._tensors.items() if self._forms[name] == "masked"]
+        return [Held(tensor.full, tensor.index(run)) for tensor in masked for run in tensor.runs(~self.active)]
+
+    def _reshape(self, modules: Iterable[nn.Module]) -> None:
+        """Brings modules, and what of them requires gradients, into their present forms."""
+        for module in modules:
+            own = [tensor for tensor in self._tensors.values() if tensor.module is module]
+            cuts = {t.role: Cut(t.dim, t.runs(self.active)) for t in own if self._forms[t.name] == "sliced"}
+            leaves: Mapping[str, tuple[nn.Parameter, ...]] = {}
+            if cuts:
+                leaves = slice_layer(module, cuts)
+            else:
+                restore_layer(module)
+            for tensor in own:
+                form = self._forms[tensor.name]
+                tensor.full.requires_grad_(form in ("free", "masked"))
+                if form == "sliced":
+                    runs = zip(leaves[tensor.role], cuts[tensor.role].runs, strict=True)
+                    self._pieces[tensor.name] = tuple(Piece(leaf, run) for leaf, run in runs)
+                else:
+                    self._pieces[tensor.name] = () if form == "frozen" else (Piece(tensor.full),)
+
+    def _hand_over(self, tensor: GroupedTensor, gradient: Tensor | None, old: tuple[Piece, ...]) -> None:
+        """Gives new pieces their part of the gradient."""
+        known = _identities(old)
+        pieces = self._pieces[tensor.name]
+        for piece in pieces:
+            if id(piece.parameter) not in known:
+                part = None if gradient is None else gradient[tensor.index(piece.within(tensor.dim))]
+                # a copy, so that the memory of the whole gradient goes
+                piece.parameter.grad = None if part is None else torch.empty_like(piece.parameter).copy_(part)
+        if id(tensor.full) not in _identities(pieces):
+            tensor.full.grad = None
+
+    def _register_runs(self) -> None:
+        """Makes the runs parameters of the model, in network order and after all others."""
+        sliced = [name for name, form in self._forms.items() if form == "sliced"]
+        runs = {f"{name}{piece}": piece.parameter for name in sliced for piece in self._pieces[name]}
+        if not runs:
+            self._model._modules.pop("active_runs", None)  # noqa: SLF001
+            return
+        if not hasattr(self._model, "active_runs"):
+            self._model.add_module("active_runs", ActiveRuns())
+        registered = self._model.active_runs
+        assert isinstance(registered, ActiveRuns)
+        registered.replace(runs)
 
 
-def _check_partition(parameters: dict[str, nn.Parameter], groups: list[Group]) -> None:
-    covered: dict[str, list[Block]] = {name: [] for name in parameters}
-    for group in groups:
-        for member in group.members:
-            if member.parameter not in covered:
-                raise ValueError(f"group {group.name} holds {member.parameter}, which is not a trainable parameter of the model")
-            covered[member.parameter].append(member)
-    for name, blocks in covered.items():
-        runs = sorted((block.start, block.stop) for block in blocks)
-        dims = {block.dim for block in blocks}
-        extent = parameters[name].shape[dims.pop()] if len(dims) == 1 and parameters[name].ndim else 1
-        edges = [edge for run in runs for edge in run]
-        if dims or edges[:1] != [0] or edges[-1:] != [extent] or edges[1:-1:2] != edges[2:-1:2]:
-            raise ValueError(f"the groups do not cover the {extent} rows or columns of {name} exactly once: {runs}")
+def _identities(pieces: tuple[Piece, ...]) -> list[int]:
+    return [id(piece.parameter) for piece in pieces]

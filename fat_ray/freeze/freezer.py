@@ -1,36 +1,45 @@
 """Fisher-guided freezing in any training loop: arm before the forward, `after_backward()` before clipping and the optimizer's step.
 
-freezer = Freezer(model, optimizer, {"fisher": {"every": 10}, "freeze": {"every": 50}})
-for x, y in batches:
-optimizer.zero_grad()
-freezer.arm(len(x))
-loss(model(x), y).backward()
-freezer.after_backward()
-optimizer.step()
+    freezer = Freezer(model, optimizer, {"fisher": {"every": 10}, "freeze": {"every": 50}})
+    for x, y in batches:
+        optimizer.zero_grad()
+        freezer.arm(len(x))
+        loss(model(x), y).backward()
+        freezer.after_backward()
+        optimizer.step()
+
+`model.state_dict()` is at all times that of the plain model. Under DDP, when `after_backward` returns True, drop the wrapper, then wrap
+`model` again with `init_sync=False`. Under FSDP2 (`fully_shard`, before the optimizer is made) tensors freeze as wholes, so groups must not
+divide them (`fisher: {groups: {blocks: 1}}`), and nothing has to be wrapped again. Buffers do not freeze: see `freeze.entries`.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fat_ray import rules
-from fat_ray.errors import DivergedError
+from fat_ray.errors import DivergedError, InputError, SpecError
 from fat_ray.events import Drift, Freeze
-from fat_ray.fisher.collector import Collector, Share
+from fat_ray.fisher.collector import Collector, Share, Sums
 from fat_ray.fisher.groups import build_groups
 from fat_ray.fisher.meter import DriftMeter, build_formulas
 from fat_ray.fisher.reduce import Ranks, check_agreement, check_layout, world
-from fat_ray.fisher.state import Arrays, Floats32, below, prefixed
+from fat_ray.fisher.state import Arrays, Floats32, below
 from fat_ray.freeze.context import describe, group_spec
 from fat_ray.freeze.entries import ActiveEntries
+from fat_ray.freeze.gradients import MeanGradients
 from fat_ray.freeze.policies import build_policy
 from fat_ray.freeze.policy import Decision, Observation, Policy
+from fat_ray.freeze.positions import PositionCounter
 from fat_ray.spec.run import MethodSpec
+from fat_ray.spec.wording import problems_of
 
 Emit = Callable[[Drift | Freeze], None]
 _COUNTERS = ("step", "num_updates", "num_events", "_layout_agreed")
@@ -44,9 +53,9 @@ class Freezer:
         optimizer: Holds the trainable parameters of `model`.
         spec: How drift is measured and who decides, as a specification or the mapping that a study file would hold.
         process_group: The ranks that train the model together; None: all ranks.
-        policy: Who decides instead of the policy that `spec` names.
+        policy: Who decides instead of the policy that `spec` names, such as `freeze.scheduled.RandomMatched(schedule, seed)`.
+        steps: Optimizer steps of the whole run, for policies that have to know.
         seed: Of policies that choose at random.
-        follow: For random_matched, the recorded schedule: (step, active elements after the event).
         emit: Receives what was measured and decided.
 
     Attributes:
@@ -58,7 +67,8 @@ class Freezer:
         num_events: Decisions taken.
 
     Raises:
-        pydantic.ValidationError: `spec` is a mapping with faults; all are listed.
+        SpecError: `spec` is a mapping with faults; all are listed.
+        InputError: Model and optimizer do not fit (see `freeze.entries.ActiveEntries`), or the policy cannot be built for them.
     """
 
     def __init__(
@@ -69,25 +79,35 @@ class Freezer:
         process_group: Ranks = None,
         *,
         policy: Policy | None = None,
+        steps: int | None = None,
         seed: int = 0,
-        follow: Sequence[tuple[int, int]] | None = None,
         emit: Emit | None = None,
     ) -> None:
-        self.spec = spec = spec if isinstance(spec, MethodSpec) else MethodSpec.model_validate(spec)
-        self._model, self._ranks = model, process_group
-        self._emit = emit or _ignore
-        self._device = next(model.parameters()).device
+        if isinstance(model, DistributedDataParallel):
+            raise InputError("model is a DistributedDataParallel wrapper: give the Freezer the network inside, model.module")
+        self.spec = spec = spec if isinstance(spec, MethodSpec) else _checked(spec)
+        self._ranks, self._emit = process_group, emit or _ignore
         self.groups = build_groups(model, group_spec(spec.freeze, spec.fisher.groups))
-        bury_dead = spec.fisher.uncovered == "zero"
-        self.policy = policy or build_policy(
-            spec.freeze, describe(model, self.groups, spec.freeze, seed=seed, follow=follow, bury_dead=bury_dead)
-        )
         self.entries = ActiveEntries(model, optimizer, self.groups)
+        self._device = next(model.parameters()).device
+        self.policy = policy or self._build_policy(model, steps, seed)
         self.meter = DriftMeter(model, self.groups, spec.fisher, spec.drift, process_group)
         self.collector = Collector(model, self.groups, build_formulas(spec.fisher), halves=self.meter.halves)
+        self._gradients = MeanGradients(self.entries, self.groups)
+        self._positions = PositionCounter(model)
+        self._previous_norm = np.full(len(self.groups), np.nan)
         self.history = rules.DriftHistory.empty(len(self.groups))
         self.step = self.num_updates = self.num_events = 0
         self._layout_agreed = False
+
+    def _build_policy(self, model: nn.Module, steps: int | None, seed: int) -> Policy:
+        freeze, bury_dead = self.spec.freeze, self.spec.fisher.uncovered == "zero"
+        return build_policy(freeze, describe(model, self.groups, freeze, steps=steps, seed=seed, bury_dead=bury_dead))
+
+    @property
+    def frontier(self) -> str | None:
+        """The first layer with an active entry: what lies before it runs without autograd. None while nothing is frozen."""
+        return self.entries.frontier
 
     def arm(self, examples: int | Share) -> None:
         """Call before each forward; on steps that need no statistics it does nothing.
@@ -96,8 +116,11 @@ class Freezer:
             examples: Examples of the coming micro-batch on this rank; a `Share` where a step has several micro-batches, ranks hold
                 different numbers of examples, or the loss is scaled.
         """
+        share = examples if isinstance(examples, Share) else Share(examples, *world(self._ranks))
+        self._gradients.arm(share)
+        if self.num_events == 0 and self.policy.is_due(self.step):
+            self._positions.arm()
         if self._collects() and self.spec.fisher.estimator == "kronecker":
-            share = examples if isinstance(examples, Share) else Share(examples, *world(self._ranks))
             self.collector.arm(self.entries.active_layers(), share)
 
     def after_backward(self) -> bool:
@@ -110,9 +133,11 @@ class Freezer:
             DivergedError: A statistic is not finite on some rank.
             RankDisagreementError: Ranks have measured or decided differently.
         """
-        if self._collects():
-            self._measure()
-        changed = self.policy.is_due(self.step) and self._decide()
+        sums = self._collected() if self._collects() else {}
+        if self._measures():
+            self._measure(sums)
+        changed = self.policy.is_due(self.step) and self._decide(sums)
+        self.entries.scale_updates(self.policy.lr_factors(self.step))
         self.entries.mask_gradients()
         self.step += 1
         return changed
@@ -121,7 +146,9 @@ class Freezer:
         """Counters, active set, history and Fisher statistics between two steps, equal on all ranks; see also `DriftMeter.share`."""
         history = {field.name: getattr(self.history, field.name) for field in fields(self.history)}
         counters = {name: np.array(getattr(self, name)) for name in _COUNTERS}
-        return {"active": self.entries.active, **counters, **prefixed("history", history), **prefixed("meter", self.meter.state())}
+        parts = {"entries": self.entries.state(), "history": history, "meter": self.meter.state()}
+        named = {f"{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+        return {"previous_norm": self._previous_norm, **counters, **named}
 
     def load_state(self, arrays: Arrays, shares: Mapping[str, Callable[[], Floats32]]) -> bool:
         """Goes on where another freezer of the same model, optimizer and specification was; weights must be loaded before.
@@ -137,19 +164,27 @@ class Freezer:
             setattr(self, name, arrays[name].item())
         self.history = rules.DriftHistory(**below("history", arrays))
         self.meter.load_state(below("meter", arrays), shares)
-        return self.entries.freeze(self.entries.active & ~arrays["active"])
+        self._previous_norm = arrays["previous_norm"]
+        return self.entries.load_state(below("entries", arrays))
 
-    def _collects(self) -> bool:
+    def _measures(self) -> bool:
         return "drift" in self.policy.needs and self.step % self.spec.fisher.every == 0
 
-    def _measure(self) -> None:
-        """Sums to distances to smoothed drift."""
-        drift, before, active = self.spec.drift, self.history.count, self.entries.active
+    def _collects(self) -> bool:
+        return self._measures() or ("fisher" in self.policy.needs and self.policy.is_due(self.step))
+
+    def _collected(self) -> Sums:
+        """What this rank has seen; all ranks have seen the same layers."""
         sums = self.collector.take()
         if not self._layout_agreed:
             check_layout(sums, self.step, self._device, self._ranks)
             self._layout_agreed = True
-        found = self.meter.update(sums, self._squared_gradient, active, self._device)
+        return sums
+
+    def _measure(self, sums: Sums) -> None:
+        """Sums to distances to smoothed drift."""
+        drift, before, active = self.spec.drift, self.history.count, self.entries.active
+        found = self.meter.update(sums, self._gradients.squares, active, self._device)
         if not found.finite:
             raise DivergedError(f"the Fisher statistics became NaN or infinite at step {self.step}")
         if self.num_updates == 0 and drift.start == "zero":
@@ -169,38 +204,40 @@ class Freezer:
         )
         self.num_updates += 1
 
-    def _squared_gradient(self, name: str) -> rules.Floats:
-        gradient = self._model.get_parameter(name).grad
-        assert gradient is not None, f"{name} is active and has no gradient"
-        squares: rules.Floats = gradient.double().square().contiguous().cpu().numpy()  # sums over it shall not depend on its layout
-        return squares
-
-    def _decide(self) -> bool:
-        """Scores to a decision that all ranks share, to frozen groups; whether tensors left autograd."""
+    def _decide(self, sums: Sums) -> bool:
+        """Scores to a decision that all ranks share, to frozen and thawed groups; whether tensors left or entered autograd."""
         started = time.perf_counter()
-        observation = self._observe()
+        observation = self._observe(sums)
         decision = self.policy.decide(observation)
-        payload = observation.scores.tobytes() + decision.freeze.tobytes()
+        active = observation.active & ~decision.freeze
+        if decision.thaw is not None:
+            active |= decision.thaw
+        payload = observation.scores.tobytes() + decision.freeze.tobytes() + active.tobytes()
         check_agreement(f"freeze decision at step {self.step}", payload, self._device, self._ranks)
         self._layout_agreed = False
-        changed = self.entries.freeze(decision.freeze)
+        if self.num_events == 0:
+            self.entries.positions = self._positions.take(self._device, self._ranks)
+        changed = self.entries.set_active(active)
         self._emit(self._event(decision, time.perf_counter() - started))
         self.num_events += 1
         return changed
 
-    def _observe(self) -> Observation:
-        unknown = np.full(len(self.groups), np.nan)
+    def _observe(self, sums: Sums) -> Observation:
+        active, unknown = self.entries.active, np.full(len(self.groups), np.nan)
+        needs, previous = self.policy.needs, self._previous_norm
+        norm = self._previous_norm = self._gradients.norms() if "gradient_norm" in needs else unknown
+        fisher = self.meter.mean_values(sums, self._gradients.squares, active, self._device) if "fisher" in needs else unknown
         return Observation(
             step=self.step,
             event=self.num_events,
             scores=rules.score(self.history, self.spec.drift.score),
             errors=rules.standard_error(self.history),
             dead=self.meter.dead,
-            active=self.entries.active.copy(),
+            active=active.copy(),
             elements=self.entries.elements,
-            gradient_norm=unknown,
-            previous_gradient_norm=unknown,
-            fisher=unknown,
+            gradient_norm=norm,
+            previous_gradient_norm=previous,
+            fisher=fisher,
         )
 
     def _event(self, decision: Decision, decide_s: float) -> Freeze:
@@ -215,6 +252,14 @@ class Freezer:
             limited_by=decision.limited_by,
             decide_s=decide_s,
         )
+
+
+def _checked(given: Mapping[str, Any]) -> MethodSpec:
+    try:
+        return MethodSpec.model_validate(given)
+    except ValidationError as error:
+        problems = problems_of(error, given, MethodSpec).values()
+        raise SpecError("Freezer", [replace(problem, field=problem.field or "spec") for problem in problems]) from None
 
 
 def _ignore(_: Drift | Freeze) -> None:

@@ -320,8 +320,12 @@ class ActiveRuns(nn.Module):
     Clipping, `zero_grad`, optimizers and DDP then find them, after all original parameters: `AveragedModel` pairs parameters by order.
     It adds nothing to a state_dict, and to the forward of an `nn.Sequential` neither. Moving and copying runs is for their layers to do.
 
-    An `AveragedModel` must be made before anything is sliced; in one made later, runs would be averaged twice.
+    A deep copy holds none: it is there to be evaluated or averaged (`AveragedModel` would average runs twice), and has no optimizer. Of an
+    `AveragedModel` with `use_buffers=True` made before anything is sliced, buffers are paired with runs: make it later, or without.
     """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ActiveRuns":
+        return type(self)()
 
     def replace(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Takes the place of all runs that were held before.

@@ -8,8 +8,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from fat_ray.spec.base import nearest
-from fat_ray.spec.document import Path, shorten
 from fat_ray.spec.keys import FIXED, TASK_METRICS, run_fields, scalar, task_model, value_adapter
+from fat_ray.spec.path import Path, shorten
 from fat_ray.spec.run import RunSpec
 from fat_ray.spec.study import Distribution, FloatRange, IntRange, StudySpec
 from fat_ray.spec.task import CustomTaskSpec

@@ -10,14 +10,12 @@ from ruamel.yaml.events import MappingEndEvent, MappingStartEvent, SequenceEndEv
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from fat_ray.errors import Problem
+from fat_ray.spec.path import Path, dotted, shorten
 
 MAX_BYTES = 256 * 1024
 MAX_NODES = 20_000
 """After expansion of aliases."""
 MAX_DEPTH = 32
-
-Path = tuple[str | int, ...]
-"""Keys and list positions from the root."""
 
 _TAG = "tag:yaml.org,2002:"
 _TEXT = {f"{_TAG}str", f"{_TAG}timestamp"}  # a date has no field to go to: it stays the text that was written
@@ -47,26 +45,6 @@ class Document:
     def forget(self, path: Path) -> None:
         """Drops the lines of a value that was replaced, and of all that was inside it."""
         self.lines = {known: line for known, line in self.lines.items() if known[: len(path)] != path}
-
-
-def dotted(path: Path) -> str:
-    """The path as people write it, such as ``objectives[0].metric``."""
-    text = ""
-    for key in path:
-        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
-    return text
-
-
-def shorten(value: object, limit: int = 60) -> str:
-    """The value on one short line, as YAML writes it, safe to print on a terminal."""
-    match value:
-        case None | bool():
-            text = {None: "null", True: "true", False: "false"}[value]
-        case str():
-            text = value if value.isprintable() and value else repr(value)
-        case _:
-            text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def parse(text: str) -> Document:

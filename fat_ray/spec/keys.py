@@ -49,9 +49,9 @@ def task_model(data: object) -> type[Strict] | None:
     return CustomTaskSpec if isinstance(name, str) and ":" in name else None
 
 
-def section_model(path: tuple[str | int, ...], data: Any) -> type[Strict] | None:
+def section_model(path: tuple[str | int, ...], data: Any, root: type[Strict] = StudySpec) -> type[Strict] | None:
     """The specification class of the section at the path of a study file; None where there is none."""
-    model: type[Strict] | None = StudySpec
+    model: type[Strict] | None = root
     value = data
     for position, key in enumerate(path):
         value = _entry(value, key)

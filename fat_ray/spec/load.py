@@ -13,9 +13,10 @@ from ruamel.yaml.error import YAMLError
 
 from fat_ray.errors import Problem, SpecError
 from fat_ray.spec.check import cross_problems
-from fat_ray.spec.document import MAX_BYTES, Document, Path, dotted, parse, shorten
+from fat_ray.spec.document import MAX_BYTES, Document, parse
+from fat_ray.spec.path import dotted, shorten
 from fat_ray.spec.study import StudySpec
-from fat_ray.spec.wording import field_path, message
+from fat_ray.spec.wording import problems_of
 
 _DISTRIBUTION_KEYS = ("type", "low", "high", "log", "step", "choices")
 _FROM_SET = " (given by --set)"
@@ -98,7 +99,7 @@ def _validate(document: Document) -> tuple[StudySpec | None, list[Problem]]:
     try:
         spec = StudySpec.model_validate_json(json.dumps(document.data))
     except ValidationError as error:
-        problems = _translate(error, document)
+        problems = [replace(problem, line=document.line(path)) for path, problem in problems_of(error, document.data).items()]
     seen = {problem.field for problem in problems}
     problems += [
         Problem(dotted(path), value, text, document.line(path))
@@ -106,19 +107,6 @@ def _validate(document: Document) -> tuple[StudySpec | None, list[Problem]]:
         if dotted(path) not in seen
     ]
     return spec, problems
-
-
-def _translate(error: ValidationError, document: Document) -> list[Problem]:
-    found: dict[Path, Problem] = {}
-    for item in error.errors(include_url=False):
-        path = field_path(item["loc"])
-        text = message(item, path, document.data)
-        if item["type"] == "unknown_task" and isinstance(section := document.data.get("task"), dict):
-            path, item["input"] = ("task", "name"), section.get("name")
-        hidden = item["type"] == "missing" or isinstance(item["input"], dict | list)
-        value = None if hidden else shorten(item["input"])
-        found.setdefault(path, Problem(dotted(path), value, text, document.line(path)))
-    return list(found.values())
 
 
 def _override(document: Document, text: str) -> str | None:

@@ -224,9 +224,8 @@ class MethodSpec(Strict):
     @classmethod
     def _apply_preset(cls, given: Any) -> Any:
         """Fills in what the preset says under what the author wrote; sections that are built already are complete."""
-        if not isinstance(given, dict) or given.get("preset", "corrected") not in PRESETS:
-            return given
-        return merge(PRESETS[given.get("preset", "corrected")], given)
+        preset = given.get("preset", "corrected") if isinstance(given, dict) else None
+        return merge(PRESETS[preset], given) if isinstance(preset, str) and preset in PRESETS else given
 
     @model_validator(mode="after")
     def _check_statistics(self) -> Self:

@@ -4,11 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from fat_ray.spec.base import nearest
-from fat_ray.spec.document import Path, shorten
+from fat_ray.errors import Problem
+from fat_ray.spec.base import Strict, nearest
 from fat_ray.spec.keys import run_fields, section_model, task_model
+from fat_ray.spec.path import Path, dotted, shorten
+from fat_ray.spec.study import StudySpec
 
 _TYPES: Mapping[str, str] = {
     "float_type": "a number",
@@ -42,6 +45,25 @@ _PATTERNS: Mapping[str, str] = {
 }
 
 
+def problems_of(error: ValidationError, data: Any, root: type[Strict] = StudySpec) -> dict[Path, Problem]:
+    """What pydantic found, at most one problem per field.
+
+    Args:
+        error: As pydantic raised it.
+        data: What was validated.
+        root: As what.
+    """
+    found: dict[Path, Problem] = {}
+    for item in error.errors(include_url=False):
+        path = field_path(item["loc"])
+        text = message(item, path, data, root)
+        if item["type"] == "unknown_task" and isinstance(section := data.get("task"), dict):
+            path, item["input"] = ("task", "name"), section.get("name")
+        hidden = item["type"] == "missing" or isinstance(item["input"], dict | list)
+        found.setdefault(path, Problem(dotted(path), None if hidden else shorten(item["input"]), text))
+    return found
+
+
 def field_path(loc: Path) -> Path:
     """Pydantic's location without what only it knows: tags of unions, and members of a union of scalars."""
     if loc[:1] == ("task",) and len(loc) > 1:
@@ -52,13 +74,14 @@ def field_path(loc: Path) -> Path:
     return loc
 
 
-def message(error: ErrorDetails, path: Path, data: Any) -> str:
+def message(error: ErrorDetails, path: Path, data: Any, root: type[Strict] = StudySpec) -> str:
     """What is wrong with the value at the path and what would be right.
 
     Args:
         error: As pydantic gives it.
         path: The field's path (see `field_path`).
         data: The whole file, which tells what its sections are.
+        root: The specification of the whole.
     """
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if path[:1] == ("search",) and path[2:3] == ("choices",) and len(path) == 4:
@@ -69,16 +92,16 @@ def message(error: ErrorDetails, path: Path, data: Any) -> str:
     if kind in _LIMITS:
         text, key = _LIMITS[kind]
         return f"must be {text.format(context[key])}"
-    return _other(error, path, data)
+    return _other(error, path, data, root)
 
 
-def _other(error: ErrorDetails, path: Path, data: Any) -> str:
+def _other(error: ErrorDetails, path: Path, data: Any, root: type[Strict]) -> str:
     value, context = error["input"], error.get("ctx", {})
     match error["type"]:
         case "missing":
             text = "is missing"
         case "extra_forbidden":
-            text = unknown_key(path, data)
+            text = unknown_key(path, data, root)
         case "finite_number":
             text = f"must be a finite number, not {describe(value)}"
         case "literal_error":
@@ -113,11 +136,11 @@ def _pattern(path: Path) -> str:
     return _PATTERNS.get(name) or _PATTERNS.get(str(path[-1])) or "have another form"
 
 
-def unknown_key(path: Path, data: Any) -> str:
+def unknown_key(path: Path, data: Any, root: type[Strict] = StudySpec) -> str:
     """What an unknown key was probably meant to be."""
-    key, model = str(path[-1]), section_model(path[:-1], data)
+    key, model = str(path[-1]), section_model(path[:-1], data, root)
     known = list(model.model_fields) if model is not None else []
-    elsewhere = list(run_fields(task_model(data)))
+    elsewhere = [field for field in run_fields(task_model(data)) if field.partition(".")[0] in root.model_fields]
     if key in elsewhere and len(path) == 1:
         section, _, last = key.rpartition(".")
         return f"unknown key; write {last} inside the section {section}"

@@ -169,4 +169,5 @@ def test_what_froze_in_a_run_never_moves_again() -> None:
 
 
 def values_of(trainer: Trainer, index: int) -> list[torch.Tensor]:
-    return [trainer.model.get_parameter(m.parameter).detach()[m.index].clone() for m in trainer.freezer.groups[index].members]
+    state = trainer.model.state_dict()
+    return [state[m.parameter][m.index].clone() for m in trainer.freezer.groups[index].members]

@@ -223,7 +223,8 @@ def test_the_active_set_only_shrinks(seed: int, policy: Policy) -> None:
     rng = np.random.default_rng(seed)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.LayerNorm(6))
     groups = build_groups(model, GroupSpec(blocks=4, min_block=1))
-    entries = ActiveEntries(model, torch.optim.SGD(model.parameters(), lr=0.1), groups)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    entries = ActiveEntries(model, optimizer, groups)
     dead = rng.random(len(groups)) < 0.2
     for event in range(NUM_EVENTS):
         before = entries.active.copy()
@@ -232,11 +233,14 @@ def test_the_active_set_only_shrinks(seed: int, policy: Policy) -> None:
         observation = Observation(event, event, scores, errors, dead, before.copy(), entries.elements, unknown, unknown, unknown)
         decision = policy.decide(observation)
         assert not (decision.freeze & ~before).any()
-        entries.freeze(decision.freeze)
+        entries.set_active(before & ~decision.freeze)
         assert (entries.active == (before & ~decision.freeze)).all()
-    for group, on in zip(groups, entries.active, strict=True):
-        for member in group.members:
-            assert model.get_parameter(member.parameter).requires_grad or not on
+    seen = [parameter for held in optimizer.param_groups for parameter in held["params"]]
+    assert set(seen) == {parameter for parameter in model.parameters() if parameter.requires_grad}
+    assert sum(parameter.numel() for parameter in seen) >= entries.active_elements
+    still = {member.parameter for group, on in zip(groups, entries.active, strict=True) if on for member in group.members}
+    for name, parameter in model.named_parameters():
+        assert name in still or name.startswith("active_runs.") or not parameter.requires_grad
 
 
 @pytest.mark.parametrize(("preset", "told"), [("corrected", True), ("released", False)])
