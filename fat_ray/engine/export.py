@@ -35,10 +35,10 @@ class Exported:
 
 
 def export_model(place: Path, out: Path) -> Exported:
-    """Writes the state dict of a run's plain model, as it is in the newest whole checkpoint: with the keys it had before any
-    freezing, and adapters merged.
+    """Writes the state dict of a run's plain model as it is in the newest whole checkpoint, with adapters merged.
 
-    The file's metadata name the study, run, seed, step and the SHA-256 of the run's specification.
+    Its keys are those that the model had before anything was frozen. The file's metadata name the study, run, seed, step and the SHA-256
+    of the run's specification.
 
     Args:
         place: A study's directory that holds the checkpoints of one run, or ``<directory>/<run>``.
