@@ -250,6 +250,45 @@ def run(
         _stop(f"the run ended as {end.status}: {end.reason}", 1)
 
 
+@_command("fat-ray resume out/quickstart-run-s0")
+def resume(
+    directory: StudyDirectory,
+    *,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="DDP processes from now on; default: as before.")] = None,
+    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Train under Ray, or in processes of this machine.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run that was stopped, failed or was killed, from its newest checkpoint."""
+    from fat_ray.study.single import resume_once
+
+    _SESSION.directory = directory
+    try:
+        end = resume_once(directory, workers=workers, ray=ray, quiet=quiet)
+    except RunFailedError as error:
+        raise RunFailedError(f"{error}; tracebacks lie in {directory / 'logs'}") from error
+    if end is None:
+        typer.echo(f"the run in {directory} has ended already; there is nothing to do", err=True)
+        return
+    _conclude(directory)
+    if end.status != "completed":
+        _stop(f"the run ended as {end.status}: {end.reason}", 1)
+
+
+@_command("fat-ray export out/quickstart-run-s0 --out model.safetensors\n  fat-ray export out/quickstart/t0003-s0 --out best.safetensors")
+def export(
+    place: Annotated[Path, typer.Argument(metavar="DIR|DIR/RUN", help="Directory of a study, or a run in it.", show_default=False)],
+    *,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The safetensors file to write.", show_default=False)],
+) -> None:
+    """Write the weights of a run's newest checkpoint, for the plain model."""
+    from fat_ray.engine.export import export_model
+
+    exported = export_model(place, out)
+    _print(out)
+    if exported.step < exported.steps:
+        typer.echo(f"note: {exported.run} is at step {exported.step} of {exported.steps}", err=True)
+
+
 def _conclude(directory: Path) -> None:
     """The end of a study or run: the comparison, and where everything lies."""
     from fat_ray.analysis.report import write_report

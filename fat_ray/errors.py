@@ -80,3 +80,7 @@ class RankDisagreementError(FatRayError):
 
 class RunFailedError(FatRayError):
     """A run ended without a result, for the reason in the message."""
+
+
+class WorkerLostError(RunFailedError):
+    """The process of a worker died. Nothing is wrong with the run itself: it may go on from its newest checkpoint."""

@@ -1,4 +1,4 @@
-"""What a run emits, in order: RunStart, then Step, Eval, Drift and Freeze as they happen, then RunEnd.
+"""What a run emits, in order: RunStart, then Step, Eval, Drift and Freeze as they happen, then RunEnd; Resumption when it goes on.
 
 Events are plain frozen dataclasses without arrays or tensors, so that every sink can use them without torch. A sequence
 field that says "per group" is aligned with `RunStart.groups`; a group's position in that list is its id everywhere.
@@ -72,6 +72,23 @@ class RunStart:
     def total_elements(self) -> int:
         """Number of parameter entries in all groups, active or not."""
         return sum(group.elements for group in self.groups)
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """A run that was interrupted goes on. What it did after `step` is taken back from the records: it does it again.
+
+    Attributes:
+        step: Optimizer steps that were done in the checkpoint it goes on from; 0 when it begins anew.
+        environment: As in `RunStart`, now.
+        note: What can no longer be equal to the uninterrupted run, and why; empty when all is, to the bit.
+        resumed_at: UTC.
+    """
+
+    step: int
+    environment: Mapping[str, Any]
+    note: str
+    resumed_at: datetime
 
 
 @dataclass(frozen=True)
@@ -215,4 +232,4 @@ class RunEnd:
     peak_memory_bytes: int | None = None
 
 
-Event = RunStart | Step | Eval | Drift | Freeze | RunEnd
+Event = RunStart | Resumption | Step | Eval | Drift | Freeze | RunEnd

@@ -17,6 +17,7 @@ from fat_ray.records.schema import TABLES
 _ROW_KEYS = {
     "groups": ("group",),
     "runs": (),
+    "resumptions": ("resumed_at",),
     "steps": ("step",),
     "evals": ("step", "split", "metric"),
     "drift": ("update", "group"),

@@ -4,9 +4,13 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fat_ray.events import Eval, RunEnd, Status, Step
 from fat_ray.tasks.base import Direction
+
+_GIVEN = ("total_elements", "num_workers", "directions", "started")
+_METRICS = ("final", "best")
 
 
 @dataclass
@@ -17,6 +21,8 @@ class Ledger:
         total_elements: Entries of all groups.
         num_workers: Ranks of the run.
         directions: The task's metrics and which direction is better.
+        earlier_wall_s: Seconds up to the checkpoint from which the run goes on.
+        earlier_worker_s: The same over all workers.
     """
 
     total_elements: int
@@ -31,6 +37,8 @@ class Ledger:
     peak_memory_bytes: int = 0
     final: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
+    earlier_wall_s: float = 0.0
+    earlier_worker_s: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     def add_step(self, step: Step) -> None:
@@ -63,8 +71,24 @@ class Ledger:
 
     @property
     def wall_s(self) -> float:
-        """Seconds since the run began on this rank."""
-        return time.perf_counter() - self.started
+        """Seconds since the run began on this rank; without those that an interruption took, and those whose work was lost in it."""
+        return self.earlier_wall_s + time.perf_counter() - self.started
+
+    @property
+    def worker_s(self) -> float:
+        """The same, times the number of workers at the time."""
+        return self.earlier_worker_s + (time.perf_counter() - self.started) * self.num_workers
+
+    def state(self) -> dict[str, Any]:
+        """All sums as JSON types, for `load_state`; NaN and infinity as text."""
+        sums = {name: value for name, value in vars(self).items() if name not in (*_GIVEN, *_METRICS)}
+        texts = {name: {key: repr(value) for key, value in getattr(self, name).items()} for name in _METRICS}
+        return {**sums, **texts, "earlier_wall_s": self.wall_s, "earlier_worker_s": self.worker_s}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` returned."""
+        for name, value in state.items():
+            setattr(self, name, {key: float(text) for key, text in value.items()} if name in _METRICS else value)
 
     def summary(self, step: int) -> dict[str, float]:
         """The last metrics and the costs so far: what a study judges a run by."""
@@ -72,7 +96,7 @@ class Ledger:
             "step": step,
             "mean_active": self.mean_active,
             "mean_active_fraction": self.mean_active / self.total_elements,
-            "worker_s": self.wall_s * self.num_workers,
+            "worker_s": self.worker_s,
             "train_s": self.train_s,
             "flops": self.flops,
         }
@@ -80,14 +104,13 @@ class Ledger:
 
     def end(self, status: Status, reason: str = "") -> RunEnd:
         """The last event of the run."""
-        wall_s = self.wall_s
         return RunEnd(
             status=status,
             reason=reason,
             steps=self.steps,
-            wall_s=wall_s,
+            wall_s=self.wall_s,
             train_s=self.train_s,
-            worker_s=wall_s * self.num_workers,
+            worker_s=self.worker_s,
             updates=self.updates,
             flops=self.flops,
             mean_active=self.mean_active,

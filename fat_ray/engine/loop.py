@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from fat_ray.engine.checkpoint import Checkpoints, difference
 from fat_ray.engine.costs import Ledger
 from fat_ray.engine.evaluate import evaluate
 from fat_ray.engine.step import StopRequest, Trainer
 from fat_ray.errors import DivergedError
-from fat_ray.events import Drift, Eval, Freeze, RunEnd, Status, Step
+from fat_ray.events import Drift, Eval, Freeze, Resumption, RunEnd, Status, Step
 from fat_ray.fisher.reduce import world
 from fat_ray.records.redact import scrub
 from fat_ray.records.sink import Sink
@@ -56,6 +57,7 @@ class RunLoop:
         self._on_evaluation = on_evaluation
         self._ledger: Ledger | None = None
         self._sets = task.evaluation_sets()
+        self._checkpoints = Checkpoints(job, device)
 
     def run(self, stop_request: StopRequest) -> RunEnd:
         """Set-up, steps with evaluations in between, end."""
@@ -63,7 +65,7 @@ class RunLoop:
         ledger = self._start(trainer)
         steps, every = self._job.spec.train.steps, self._job.spec.train.evaluate_every
         try:
-            for step in range(steps):
+            for step in range(trainer.freezer.step, steps):
                 stop = trainer.step()
                 if stop is not None:
                     return self._end(ledger, stop, f"stopped on request after {step} of {steps} steps")
@@ -72,6 +74,9 @@ class RunLoop:
                     self._evaluate(trainer, ledger, done, self._sets)
                 elif done % every == 0:
                     self._evaluate(trainer, ledger, done, {"val": self._sets["val"]})
+                if self._checkpoints.is_due(done):
+                    self._sink.flush()
+                    self._checkpoints.save(trainer, ledger, self._sink.position())
         except DivergedError as error:
             return self._end(ledger, Status.DIVERGED, str(error))
         return self._end(ledger, Status.COMPLETED)
@@ -85,13 +90,24 @@ class RunLoop:
         return Trainer(self._job, self._task, device=self._device, stop_request=stop_request, emit=self._record)
 
     def _start(self, trainer: Trainer) -> Ledger:
+        """From the beginning, or from the newest checkpoint where the job says so."""
         world_size = world()[1]
         groups = [group.info() for group in trainer.freezer.groups]
         start = start_of(self._job, groups, world_size=world_size, device=str(self._device))
-        self._ledger = Ledger(start.total_elements, world_size, self._task.metrics)
-        self._sink.emit(start)
+        ledger = Ledger(start.total_elements, world_size, self._task.metrics)
+        saved = self._checkpoints.restore(trainer, self._sink.reaches) if self._job.resume else None
+        if saved is not None:
+            ledger.load_state(saved.ledger)
+        self._checkpoints.clear(after=trainer.freezer.step)  # before their rows go
+        begun = self._job.resume and self._sink.rewind(saved.records if saved else {})
+        self._ledger = ledger
+        if begun:
+            note = difference(saved, world_size)
+            self._sink.emit(Resumption(trainer.freezer.step, start.environment, note, start.started_at))
+        else:
+            self._sink.emit(start)
         self._sink.flush()
-        return self._ledger
+        return ledger
 
     def _record(self, event: Drift | Freeze | Step) -> None:
         assert self._ledger is not None

@@ -87,7 +87,7 @@ class Trainer:
         if agreed.stop is not None:
             return agreed.stop
         if self.freezer.after_backward():
-            self._rewrap()
+            self.rewrap()
         grad_norm = self._clip(step)
         lr = self._update(step)
         self.emit(self._record(step, agreed, lr, grad_norm, started))
@@ -115,7 +115,8 @@ class Trainer:
             raise DivergedError(f"the training loss became NaN or infinite at step {step} on {int(bad_ranks)} of {size} workers")
         return Agreed(total / size, Flops(*flops_of_all), _STOPS[int(stop_code)])
 
-    def _rewrap(self) -> None:
+    def rewrap(self) -> None:
+        """Wraps the model in DDP again, after tensors have left autograd."""
         del self.wrapped  # the old reducer's hooks must be gone before the new one registers its own
         self.wrapped = wrap(self.model, init_sync=False)
         self.meter.changed()

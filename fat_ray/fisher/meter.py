@@ -1,6 +1,6 @@
 """From collected sums to one distance per group, equal to the bit on every rank: states, what they are compared with, who computes what."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,22 @@ from fat_ray.fisher.groups import Group
 from fat_ray.fisher.products import Products
 from fat_ray.fisher.reduce import Ranks, all_sum, reduce_sums, world
 from fat_ray.fisher.released import ReleasedFormulas
-from fat_ray.fisher.state import SQUARES, MeanState, PartKey, RunningAverage, State, at_scale_of, group_values, group_vectors, is_known
+from fat_ray.fisher.state import (
+    SQUARES,
+    Arrays,
+    MeanState,
+    PartKey,
+    RunningAverage,
+    State,
+    at_scale_of,
+    below,
+    flat,
+    group_values,
+    group_vectors,
+    is_known,
+    nested,
+    prefixed,
+)
 from fat_ray.fisher.values import Values
 from fat_ray.spec.run import DriftSpec, FisherSpec
 
@@ -98,6 +113,35 @@ class DriftMeter:
     def dead(self) -> Bools:
         """Groups whose Fisher is zero by decree (`uncovered: zero`)."""
         return ~self.factored if self._fisher.uncovered == "zero" else np.zeros_like(self.factored)
+
+    def state(self) -> Arrays:
+        """What every rank holds alike: running averages, previous states, squared gradients that wait for their second half."""
+        arrays: Arrays = {"updates": np.array(self._updates), **prefixed("waiting", flat(self._waiting))}
+        for half, average in enumerate(self._averages):
+            arrays |= prefixed(f"average-{half}", average.state())
+        for half, previous in enumerate(self._previous):
+            arrays |= prefixed(f"previous-{half}", flat(previous))
+        return arrays
+
+    def share(self) -> Arrays:
+        """What this rank alone holds: the element-wise averages of the groups that it compares, by number of the group."""
+        return {str(index): average for index, average in self._elementwise.items()}
+
+    def load_state(self, arrays: Arrays, shares: Mapping[str, Callable[[], Floats32]]) -> None:
+        """Goes on from what `state` and `share` returned, also on another number of ranks.
+
+        Args:
+            arrays: What `state` returned on any rank.
+            shares: What `share` returned on all ranks together; this rank reads what it compares now.
+        """
+        self._updates = int(arrays["updates"])
+        self._waiting = nested(below("waiting", arrays))
+        for half, average in enumerate(self._averages):
+            average.load_state(below(f"average-{half}", arrays))
+        halves = range(2 if self.halves else 1)
+        self._previous = [nested(below(f"previous-{half}", arrays)) for half in halves] if self._updates else []
+        rank = world(self._ranks)[0]
+        self._elementwise = {int(index): read() for index, read in shares.items() if self._owners[int(index)] == rank}
 
     def update(self, sums: Sums, squared_gradient: Gradients, active: Bools, device: torch.device) -> Measurement:
         """Takes a collection into the state, and compares.

@@ -14,6 +14,9 @@ PartKey = tuple[str, str]
 """(layer, part of its factors), or (parameter, ``squares``)."""
 
 State = Mapping[PartKey, NDArray[Any]]
+Arrays = dict[str, NDArray[Any]]
+"""Named arrays, as a checkpoint keeps them."""
+
 SQUARES = "squares"
 _PARTS = ("row", "column", "bias_row", "bias_column")
 
@@ -45,6 +48,35 @@ class RunningAverage:
         average = self._average[key] = self._decay * self._average.get(key, start) + (1 - self._decay) * value
         count = self._count[key] = self._count.get(key, 0) + 1
         return average / (1 - self._decay**count) if self._kind == "bias_corrected" else average
+
+    def state(self) -> Arrays:
+        """Averages and their counts, for `load_state`."""
+        return {**prefixed("average", flat(self._average)), **prefixed("count", flat({k: np.array(n) for k, n in self._count.items()}))}
+
+    def load_state(self, arrays: Arrays) -> None:
+        """Goes on from what `state` returned."""
+        self._average = nested(below("average", arrays))
+        self._count = {key: int(count) for key, count in nested(below("count", arrays)).items()}
+
+
+def prefixed(prefix: str, arrays: Arrays) -> Arrays:
+    """The arrays with a common prefix and a slash before their names."""
+    return {f"{prefix}/{name}": array for name, array in arrays.items()}
+
+
+def below(prefix: str, arrays: Arrays) -> Arrays:
+    """The arrays with this prefix, without it."""
+    return {name.removeprefix(f"{prefix}/"): array for name, array in arrays.items() if name.startswith(f"{prefix}/")}
+
+
+def flat(state: State) -> Arrays:
+    """A state under names of one part each; `nested` undoes it."""
+    return {f"{owner}/{part}": value for (owner, part), value in state.items()}
+
+
+def nested(arrays: Arrays) -> dict[PartKey, NDArray[Any]]:
+    """A state from its names."""
+    return {(owner, part): value for (owner, _, part), value in ((name.rpartition("/"), value) for name, value in arrays.items())}
 
 
 def at_scale_of(current: Sequence[State], previous: Sequence[State]) -> list[State]:

@@ -19,9 +19,11 @@ from torch.distributed.tensor import DTensor
 
 from fat_ray.errors import InputError
 from fat_ray.fisher.groups import Group
+from fat_ray.fisher.state import Arrays, below, prefixed
 from fat_ray.freeze.forms import Bools, Form, GroupedTensor, grouped_tensors
 from fat_ray.freeze.guard import Guard, Held
 from fat_ray.freeze.migrate import Migration, Move, Piece
+from fat_ray.freeze.optimizer_state import OptimizerState, load_optimizer_state, optimizer_state
 from fat_ray.freeze.sliced import ActiveRuns, Cut, restore_layer, slice_layer
 
 Floats = NDArray[np.float64]
@@ -73,6 +75,32 @@ class ActiveEntries:
     def active_layers(self) -> set[str]:
         """Paths of the modules that own an active group."""
         return {group.layer for group, on in zip(self._groups, self.active, strict=True) if on}
+
+    def runs(self) -> dict[str, nn.Parameter]:
+        """What the optimizer holds of the model, by the entries it stands for: ``name``, or ``name[start:stop]`` for runs."""
+        return {f"{name}{piece}": piece.parameter for name, pieces in self._pieces.items() for piece in pieces}
+
+    def state(self) -> Arrays:
+        """What is active, and what decided about forms, for `load_state`."""
+        paths = {module: path for path, module in self._model.named_modules()}
+        return {"active": self.active, **prefixed("positions", {paths[m]: np.array(count) for m, count in self.positions.items()})}
+
+    def load_state(self, arrays: Arrays) -> bool:
+        """Goes on from what `state` returned, before the optimizer's first step; returns what `set_active` does."""
+        self.positions = {self._model.get_submodule(path): int(count) for path, count in below("positions", arrays).items()}
+        return self.set_active(arrays["active"])
+
+    def optimizer_state(self) -> OptimizerState:
+        """State and options of the optimizer, by `runs`."""
+        return optimizer_state(self._migration.optimizer, self.runs())
+
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        """Goes on from what `optimizer_state` returned; the same entries must be active.
+
+        Raises:
+            ValueError: The optimizer holds other entries.
+        """
+        load_optimizer_state(self._migration.optimizer, self.runs(), state)
 
     def set_active(self, active: Bools) -> bool:
         """Freezes and thaws groups; call it between a backward and the optimizer's step.

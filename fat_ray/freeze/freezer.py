@@ -15,7 +15,7 @@ divide them (`fisher: {groups: {blocks: 1}}`), and nothing has to be wrapped aga
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from fat_ray.fisher.collector import Collector, Share, Sums
 from fat_ray.fisher.groups import build_groups
 from fat_ray.fisher.meter import DriftMeter, build_formulas
 from fat_ray.fisher.reduce import Ranks, check_agreement, check_layout, world
+from fat_ray.fisher.state import Arrays, Floats32, below
 from fat_ray.freeze.context import describe, group_spec
 from fat_ray.freeze.entries import ActiveEntries
 from fat_ray.freeze.gradients import MeanGradients
@@ -41,6 +42,7 @@ from fat_ray.spec.run import MethodSpec
 from fat_ray.spec.wording import problems_of
 
 Emit = Callable[[Drift | Freeze], None]
+_COUNTERS = ("step", "num_updates", "num_events", "_layout_agreed")
 
 
 class Freezer:
@@ -118,7 +120,7 @@ class Freezer:
         self._gradients.arm(share)
         if self.num_events == 0 and self.policy.is_due(self.step):
             self._positions.arm()
-        if self._collects():
+        if self._collects() and self.spec.fisher.estimator == "kronecker":
             self.collector.arm(self.entries.active_layers(), share)
 
     def after_backward(self) -> bool:
@@ -139,6 +141,31 @@ class Freezer:
         self.entries.mask_gradients()
         self.step += 1
         return changed
+
+    def state(self) -> Arrays:
+        """Counters, active set, history and Fisher statistics between two steps, equal on all ranks; see also `DriftMeter.share`."""
+        history = {field.name: getattr(self.history, field.name) for field in fields(self.history)}
+        counters = {name: np.array(getattr(self, name)) for name in _COUNTERS}
+        parts = {"entries": self.entries.state(), "history": history, "meter": self.meter.state()}
+        named = {f"{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+        return {"previous_norm": self._previous_norm, **counters, **named}
+
+    def load_state(self, arrays: Arrays, shares: Mapping[str, Callable[[], Floats32]]) -> bool:
+        """Goes on where another freezer of the same model, optimizer and specification was; weights must be loaded before.
+
+        Args:
+            arrays: What `state` returned.
+            shares: See `DriftMeter.load_state`.
+
+        Returns:
+            Whether tensors left autograd, as `after_backward`.
+        """
+        for name in _COUNTERS:
+            setattr(self, name, arrays[name].item())
+        self.history = rules.DriftHistory(**below("history", arrays))
+        self.meter.load_state(below("meter", arrays), shares)
+        self._previous_norm = arrays["previous_norm"]
+        return self.entries.load_state(below("entries", arrays))
 
     def _measures(self) -> bool:
         return "drift" in self.policy.needs and self.step % self.spec.fisher.every == 0

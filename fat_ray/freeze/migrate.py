@@ -86,7 +86,7 @@ class Migration:
                 f"the optimizer does not hold {missing[0]}{others} of the model: give it all of them, "
                 "or set requires_grad = False on those that shall not be trained"
             )
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._originals = [list(group["params"]) for group in optimizer.param_groups]
         self._names = [list(group.get("param_names", ())) for group in optimizer.param_groups]
         self._pieces: dict[int, tuple[Piece, ...]] = {}
@@ -97,9 +97,9 @@ class Migration:
         Optimizers that are not torch's, and those that look at a matrix as a whole (Adafactor, Muon), cannot. Fused ones take a
         parameter's memory as one piece, which runs of columns are not.
         """
-        step = inspect.unwrap(type(self._optimizer).step)
-        known = any(isinstance(self._optimizer, kind) and step is inspect.unwrap(kind.step) for kind in _ELEMENTWISE)
-        fused = any(group.get("fused") for group in self._optimizer.param_groups)
+        step = inspect.unwrap(type(self.optimizer).step)
+        known = any(isinstance(self.optimizer, kind) and step is inspect.unwrap(kind.step) for kind in _ELEMENTWISE)
+        fused = any(group.get("fused") for group in self.optimizer.param_groups)
         return known and (dim == 0 or parameter.ndim < 2 or not fused)
 
     def move(self, moves: Mapping[nn.Parameter, Move]) -> None:
@@ -109,11 +109,11 @@ class Migration:
             moves: By the whole tensor.
         """
         for full, move in moves.items():
-            group = self._optimizer.param_groups[self._position(full)]
-            states = [(piece, self._optimizer.state.pop(piece.parameter, {})) for piece in move.old]
+            group = self.optimizer.param_groups[self._position(full)]
+            states = [(piece, self.optimizer.state.pop(piece.parameter, {})) for piece in move.old]
             for piece in move.new:
-                if state := _joined(move, piece, states, self._optimizer, group):
-                    self._optimizer.state[piece.parameter] = state
+                if state := _joined(move, piece, states, self.optimizer, group):
+                    self.optimizer.state[piece.parameter] = state
             self._pieces[id(full)] = move.new
         self._fill_groups()
 
@@ -122,7 +122,7 @@ class Migration:
 
     def _fill_groups(self) -> None:
         """Each original's pieces in its place."""
-        for group, originals, names in zip(self._optimizer.param_groups, self._originals, self._names, strict=False):
+        for group, originals, names in zip(self.optimizer.param_groups, self._originals, self._names, strict=False):
             pieces = [self._pieces.get(id(original), (Piece(original),)) for original in originals]
             group["params"] = [piece.parameter for of in pieces for piece in of]
             if names:

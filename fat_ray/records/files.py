@@ -23,7 +23,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_synced(temporary, data)
+        write_synced(temporary, data)
         # The directory is not synced: after a power cut the newest file may be absent, which a reader can bear, but never torn.
         temporary.replace(path)
     except BaseException as error:
@@ -53,8 +53,23 @@ def mebibytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
-def _write_synced(path: Path, data: bytes | memoryview) -> None:
+def write_synced(path: Path, data: bytes | memoryview) -> None:
+    """Writes a file and waits until it is on the disk; a crash on the way may leave a part of it."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a directory, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def adopt_mode(path: Path) -> None:
+    """Gives a file the permissions of its directory, but for execution: safetensors writes files that only their owner may read."""
+    path.chmod(path.parent.stat().st_mode & 0o666)

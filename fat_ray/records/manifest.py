@@ -120,6 +120,19 @@ def read_manifest(directory: str | Path) -> Manifest:
     return _parse(path, found)
 
 
+def read_study(manifest: Manifest) -> StudySpec:
+    """The resolved study of a manifest.
+
+    Raises:
+        RecordError: This version of the program knows no such study.
+    """
+    try:
+        return StudySpec.model_validate_json(json.dumps(manifest.spec))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecordError(f"{MANIFEST} holds no study of this version: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
 def discard_study(directory: str | Path) -> None:
     """Takes `create_study` back when the study cannot start after all; leaves everything as it is once a run has records."""
     directory = Path(directory)

@@ -1,6 +1,6 @@
 """Writes a run's events as Parquet: one zstd part file per table and flush, whole or absent."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from fat_ray.events import Event, RunStart
 from fat_ray.records.files import write_atomic
-from fat_ray.records.reader import part_number, parts
+from fat_ray.records.reader import part_number, parts, read_table, run_start
 from fat_ray.records.schema import TABLES, Columns, columns
 
 
@@ -56,17 +56,46 @@ class ParquetSink:
         """Flushes; nothing else is held."""
         self.flush()
 
+    def position(self) -> dict[str, int]:
+        """Number of parts by table."""
+        return dict(self._next_part)
+
+    def reaches(self, position: Mapping[str, int]) -> bool:
+        """Whether all parts before a position are there: a power cut may take the newest away."""
+        for table, count in position.items():
+            if not set(range(count)) <= {part_number(part) for part in parts(self._directory, table, self._run)}:
+                return False
+        return True
+
+    def rewind(self, position: Mapping[str, int]) -> bool:
+        """See `Sink.rewind`. The last tables go first, and of each the last part, so that readers find a shorter run at any moment.
+
+        A part that is taken back becomes one without rows: no number is ever used for other rows, and no file vanishes under a reader.
+        """
+        begun = bool(read_table(self._directory, "runs", self._run).num_rows)
+        kept = ("groups", "runs", "resumptions") if begun else ("resumptions",)
+        for table in (table for table in reversed(TABLES) if table not in kept):
+            for part in reversed(parts(self._directory, table, self._run)):
+                if part_number(part) >= position.get(table, 0):
+                    _write_part(part, TABLES[table].empty_table())
+        self._start = run_start(self._directory, self._run) if begun else None
+        return begun
+
     def _write(self, table: str, pending: Sequence[Columns]) -> None:
         rows = _to_table(self._run, table, pending)
         if rows.num_rows:
-            buffer = pa.BufferOutputStream()
-            pq.write_table(rows, buffer, compression="zstd", write_page_checksum=True)
             path = self._directory / "records" / table / self._run / f"part-{self._next_part[table]:05d}.parquet"
-            write_atomic(path, memoryview(buffer.getvalue()))
+            _write_part(path, rows)
             self._next_part[table] += 1
 
     def _first_free_part(self, table: str) -> int:
         return max((part_number(part) + 1 for part in parts(self._directory, table, self._run)), default=0)
+
+
+def _write_part(path: Path, rows: pa.Table) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(rows, buffer, compression="zstd", write_page_checksum=True)
+    write_atomic(path, memoryview(buffer.getvalue()))
 
 
 def _to_table(run: str, table: str, pending: Sequence[Columns]) -> pa.Table:

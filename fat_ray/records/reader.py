@@ -135,11 +135,11 @@ def run_end(directory: str | Path, run: str) -> RunEnd | None:
 
 
 def _last_row(directory: str | Path, table: str, run: str) -> dict[str, Any] | None:
-    found = parts(directory, table, run)
-    if not found:
-        return None
-    row: dict[str, Any] = read_part(found[-1], table, run).to_pylist()[-1]
-    return row
+    for part in reversed(parts(directory, table, run)):
+        rows: list[dict[str, Any]] = read_part(part, table, run).to_pylist()
+        if rows:  # a part that was taken back has none
+            return rows[-1]
+    return None
 
 
 def _numbers(text: str) -> dict[str, float]:

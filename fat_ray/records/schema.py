@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from fat_ray.errors import RecordError
-from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, RunEnd, RunStart, Step
+from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, Resumption, RunEnd, RunStart, Step
 from fat_ray.records.redact import scrub
 
 SCHEMA_VERSION = "1.1"
@@ -74,6 +74,10 @@ TABLES: dict[str, pa.Schema] = {
         ("num_groups", pa.int32()),
         ("total_elements", pa.int64()),
         ("started_at", _TIME),
+    ),
+    # One row each time that the run went on after an interruption.
+    "resumptions": _schema(
+        "resumptions", ("step", pa.int32()), ("environment_json", pa.string()), ("note", pa.string()), ("resumed_at", _TIME)
     ),
     "steps": _schema(
         "steps",
@@ -164,6 +168,9 @@ def columns(event: Event, start: RunStart) -> Iterator[tuple[str, Columns]]:
     match event:
         case RunStart():
             yield from _start_columns(event)
+        case Resumption():
+            values = {name: value for name, value in vars(event).items() if name != "environment"}
+            yield "resumptions", _row({**values, "environment_json": to_json(event.environment)})
         case Step():
             yield "steps", _row({**vars(event), "flops": event.flops})
         case Eval():

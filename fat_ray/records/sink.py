@@ -1,8 +1,9 @@
 """Where a run's events go. A sink accepts events in order; flush makes them visible to readers."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
-from fat_ray.events import Event
+from fat_ray.events import Event, Resumption, RunStart
 
 
 class Sink(Protocol):
@@ -18,6 +19,25 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Flushes and releases what is held; `emit` must not be called again."""
+        ...
+
+    def position(self) -> dict[str, int]:
+        """Where the records stand after a flush, for `rewind`."""
+        ...
+
+    def reaches(self, position: Mapping[str, int]) -> bool:
+        """Whether everything up to a position is there."""
+        ...
+
+    def rewind(self, position: Mapping[str, int]) -> bool:
+        """Takes back what was accepted after a position, but for a `RunStart` and `Resumption`s.
+
+        Args:
+            position: As `position` returned it; an empty one takes everything back.
+
+        Returns:
+            Whether there is a `RunStart`; if not, it must be accepted next.
+        """
         ...
 
 
@@ -37,6 +57,20 @@ class MemorySink:
     def close(self) -> None:
         """Nothing is held."""
 
+    def position(self) -> dict[str, int]:
+        """Number of events."""
+        return {"events": len(self.events)}
+
+    def reaches(self, position: Mapping[str, int]) -> bool:
+        """Whether there are as many."""
+        return len(self.events) >= position["events"]
+
+    def rewind(self, position: Mapping[str, int]) -> bool:
+        """Forgets the later ones."""
+        first = position.get("events", 0)
+        self.events[first:] = [event for event in self.events[first:] if isinstance(event, (RunStart, Resumption))]
+        return any(isinstance(event, RunStart) for event in self.events)
+
 
 class NullSink:
     """Drops events: what every rank but the first writes to."""
@@ -49,3 +83,15 @@ class NullSink:
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def position(self) -> dict[str, int]:
+        """Nowhere."""
+        return {}
+
+    def reaches(self, position: Mapping[str, int]) -> bool:  # noqa: ARG002 - the protocol's
+        """Nothing is missing."""
+        return True
+
+    def rewind(self, position: Mapping[str, int]) -> bool:  # noqa: ARG002 - the protocol's
+        """Nothing is missing."""
+        return True

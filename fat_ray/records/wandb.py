@@ -5,6 +5,7 @@ The records are the truth: the mirror reads nothing else, and its failure stops 
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fat_ray.errors import OutputError
 from fat_ray.events import RunStart, Status
@@ -31,11 +33,12 @@ _SCHEDULE_COLUMNS = ("step", "event", "group", "layer", "kind", "elements")
 
 @dataclass
 class _Live:
-    """A W&B run that is being written: its handle, how it started, the parts that it already holds, and the last step shown."""
+    """A W&B run that is being written: its handle, how it started, the parts it holds, the last step of each table and of all shown."""
 
     handle: Any
     start: RunStart
     mirrored: set[Path] = field(default_factory=set)
+    shown: dict[str, int] = field(default_factory=dict)
     step: int = 0
 
 
@@ -67,6 +70,15 @@ class WandbMirror:
             with _files_below(self._directory):
                 _check_credentials()
 
+    def begin_anew(self, run: str) -> None:
+        """Removes what an interrupted driver has mirrored offline: the whole run is mirrored again, from the records, under the same id."""
+        for left in (self._directory / "wandb").glob(f"**/offline-run-*-{self._id(run)}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _id(self, run: str) -> str:
+        manifest = read_manifest(self._directory)
+        return f"{manifest.name}-{run}-{manifest.launch}"
+
     def advance(self, run: str) -> None:
         """Mirrors what the run's records gained since the last call; a run that has not started yet is left alone."""
         self._attempt(self._advance, run)
@@ -97,7 +109,7 @@ class WandbMirror:
                 return
             self._live[run] = self._open(run)
         live = self._live[run]
-        for row in metric_rows(_new_rows(self._directory, run, live.mirrored), live.start.total_elements):
+        for row in metric_rows(_new_rows(self._directory, run, live), live.start.total_elements):
             live.handle.log(_as_wandb(row))
             live.step = row[AXIS]
 
@@ -105,7 +117,6 @@ class WandbMirror:
         import wandb
 
         start = run_start(self._directory, run)
-        manifest = read_manifest(self._directory)
         handle = wandb.init(
             project=self._spec.project,
             entity=self._spec.entity,
@@ -114,7 +125,7 @@ class WandbMirror:
             group=start.study,
             job_type=start.role,
             tags=[tag for tag in (str(start.spec["freeze"]["policy"]), start.label) if tag],
-            id=f"{start.study}-{run}-{manifest.launch}",
+            id=self._id(run),
             name=run,
             config=run_config(start),
             reinit="create_new",
@@ -169,12 +180,15 @@ def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _new_rows(directory: Path, run: str, mirrored: set[Path]) -> dict[str, pa.Table]:
+def _new_rows(directory: Path, run: str, live: _Live) -> dict[str, pa.Table]:
+    """What the records gained; steps that were done again after an interruption are known already."""
     rows = {}
     for table in TABLES_SHOWN:
-        new = [part for part in parts(directory, table, run) if part not in mirrored]
-        rows[table] = pa.concat_tables([TABLES[table].empty_table(), *(read_part(part, table, run) for part in new)])
-        mirrored.update(new)
+        new = [part for part in parts(directory, table, run) if part not in live.mirrored]
+        found = pa.concat_tables([TABLES[table].empty_table(), *(read_part(part, table, run) for part in new)])
+        rows[table] = found.filter(pc.greater(found["step"], live.shown.get(table, -1)))
+        live.mirrored.update(new)
+        live.shown[table] = max([live.shown.get(table, -1), *rows[table]["step"].to_pylist()])
     return rows
 
 

@@ -26,5 +26,7 @@ class RunJob(Strict):
     spec: RunSpec
     directory: str
     """Absolute path of the study's directory, shared by all workers."""
+    resume: bool = False
+    """Go on with what `directory` holds of this run, from its newest checkpoint or else from the beginning; false: there is nothing yet."""
     follow: list[tuple[int, int]] | None = None
     """random_matched: the followed schedule as (step, active elements after the event), in order."""

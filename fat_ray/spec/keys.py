@@ -30,6 +30,9 @@ FIXED: Mapping[str, str] = {
     "train.cpus_per_worker": "resources are planned once for the whole study",
     "train.gpus_per_worker": "resources are planned once for the whole study",
     "train.backend": "resources are planned once for the whole study",
+    "train.checkpoint.every": "it decides what is kept, not what is learnt",
+    "train.checkpoint.keep": "it decides what is kept, not what is learnt",
+    "train.retries": "it decides what happens after a failure, not what is learnt",
     "freeze.follow": "it is set by the study",
 }
 """Fields of a run that cannot be searched, and why."""

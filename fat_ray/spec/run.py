@@ -32,6 +32,15 @@ class ScheduleSpec(Strict):
     final_fraction: Fraction = 0.0
 
 
+class CheckpointSpec(Strict):
+    """What is kept to go on from when a run is interrupted, and to export at its end."""
+
+    every: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """Steps between checkpoints; null: one at each evaluation; 0: none at all. The last step has one too."""
+    keep: Count = 2
+    """Checkpoints kept of each run: the newest, and those before it in case the newest is damaged."""
+
+
 class TrainSpec(Strict):
     """How long, on what and with how many workers."""
 
@@ -54,6 +63,9 @@ class TrainSpec(Strict):
     """0: train on CPU."""
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     """auto: nccl where each worker has a GPU of its own (gpus_per_worker >= 1), else gloo."""
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    retries: Annotated[int, Field(ge=0, le=100)] = 1
+    """How often a run goes on by itself, from its newest checkpoint, after the process of a worker died. An error of the task ends it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

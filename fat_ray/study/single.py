@@ -9,13 +9,15 @@ from typing import Any
 
 from fat_ray.errors import InputError, RecordError, RunFailedError
 from fat_ray.events import RunEnd, Status
+from fat_ray.records.manifest import read_manifest, read_study
 from fat_ray.records.reader import run_end
 from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.environment import prepare, resolve_address
-from fat_ray.study.opening import opened
+from fat_ray.study.opening import opened, reopened
 from fat_ray.study.plan import plan
+from fat_ray.study.space import with_params
 from fat_ray.study.verdict import record_end
 
 Report = Callable[[dict[str, Any]], None]
@@ -45,11 +47,50 @@ def run_once(
     if spec.freeze.policy == "random_matched":
         raise InputError("freeze.policy = random_matched: a single run has no schedule to follow; use launch with this baseline")
     alone = spec.model_copy(update={"search": {}, "baselines": [], "seeds": [seed], "budget": spec.budget.model_copy(update={"trials": 1})})
-    job = RunJob(
-        study=spec.name, run=f"run-s{seed}", trial=None, seed=seed, role="single", spec=spec.run, directory=str(directory.absolute())
-    )
+    job = _job(alone, directory)
     with opened(alone, text, directory, command) as mirror, _under_ray(alone) if ray else _without_ray() as train, closing(mirror):
         return _follow(job, train, mirror, quiet=quiet)
+
+
+def resume_once(directory: Path, *, workers: int | None = None, ray: bool = False, quiet: bool = False) -> RunEnd | None:
+    """Goes on with the single run of a directory, from its newest checkpoint, or else from the beginning.
+
+    Args:
+        directory: What `run_once` made.
+        workers: Number of workers from now on; None: as before. With another number the run can no longer be equal to the bit.
+        ray: As for `run_once`.
+        quiet: As for `run_once`.
+
+    Returns:
+        How the run ended; None when it had ended already, for good, and nothing was done.
+
+    Raises:
+        InputError: Something given is wrong, the directory is that of a search, or another process is at work in it.
+        RecordError: The directory holds no study.
+        RunFailedError: The run has no result.
+        KeyboardInterrupt: After Ctrl-C.
+    """
+    spec = read_study(read_manifest(directory))
+    if spec.search or spec.baselines or len(spec.seeds) != 1 or (directory / "optuna.journal").exists():
+        raise InputError(f"{directory} is the directory of a search, made by launch; only single runs, made by run, can be resumed yet")
+    job = _job(spec, directory).model_copy(update={"resume": True})
+    if workers is not None:
+        job = job.model_copy(update={"spec": with_params(job.spec, {"train.workers": workers})})
+        spec = spec.model_copy(update={"train": job.spec.train})
+    before = run_end(directory, job.run)
+    if before is not None and before.status not in (Status.STOPPED, Status.FAILED):
+        return None
+    with reopened(spec, directory) as mirror, _under_ray(spec) if ray else _without_ray() as train, closing(mirror):
+        mirror.begin_anew(job.run)
+        return _follow(job, train, mirror, quiet=quiet)
+
+
+def _job(spec: StudySpec, directory: Path) -> RunJob:
+    """The one run of a study that has one."""
+    (seed,) = spec.seeds
+    return RunJob(
+        study=spec.name, run=f"run-s{seed}", trial=None, seed=seed, role="single", spec=spec.run, directory=str(directory.absolute())
+    )
 
 
 @contextmanager

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import distributed
 
-from fat_ray.errors import ResourceError, RunFailedError
+from fat_ray.errors import ResourceError, RunFailedError, WorkerLostError
 from fat_ray.events import RunEnd
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.run import TrainSpec
 from fat_ray.train.failure import killed_by, one_line, root_cause, write_log
 from fat_ray.train.resources import backend
+from fat_ray.train.retry import with_retries
 from fat_ray.train.stop import clear_stop, stop_on_interrupt
 from fat_ray.train.worker import work
 
@@ -43,6 +44,8 @@ END_S = 5.0
 def run_local(job: RunJob, report: Report | None = None) -> RunEnd:
     """Trains one run without Ray and returns how it ended. Ctrl-C stops it at its next step; no process is left behind.
 
+    Of several workers, one whose process dies is replaced as often as `train.retries` says. What dies with this process is not.
+
     Args:
         job: The run.
         report: Told the metrics of each evaluation, in this process.
@@ -55,7 +58,7 @@ def run_local(job: RunJob, report: Report | None = None) -> RunEnd:
     _check_gpus(job.spec.train)
     train = _in_process if job.spec.train.workers == 1 else _in_processes
     try:
-        return train(job, report)
+        return with_retries(job, lambda job: train(job, report))
     finally:
         clear_stop(job.directory, job.run)
 
@@ -100,6 +103,7 @@ class _Worker:
     connection: Connection
     end: RunEnd | None = None
     failure: str = ""
+    died: bool = False
     details: str = ""
 
     @property
@@ -112,7 +116,7 @@ class _Worker:
             kind, *content = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self.process.join(END_S)
-            self.failure = killed_by(self.process.exitcode or 0)
+            self.failure, self.died = killed_by(self.process.exitcode or 0), True
             return
         if kind == "end":
             (self.end,) = content
@@ -174,7 +178,7 @@ def _result(job: RunJob, workers: list[_Worker]) -> RunEnd:
             write_log(job.directory, job.run, f"worker {worker.rank}: {worker.failure}\n{worker.details}")
     end = workers[0].end
     if end is None:
-        raise RunFailedError(root_cause(failures))
+        raise (WorkerLostError if any(worker.died for worker in workers) else RunFailedError)(root_cause(failures))
     return end
 
 

@@ -18,12 +18,13 @@ import ray.train
 import ray.train.torch
 import torch
 
-from fat_ray.errors import OutputError, RunFailedError
+from fat_ray.errors import OutputError, RunFailedError, WorkerLostError
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.reader import run_end
 from fat_ray.spec.job import RunJob
 from fat_ray.train.failure import DIED, one_line, root_cause, write_log
 from fat_ray.train.resources import Executor, backend, worker_resources
+from fat_ray.train.retry import with_retries
 from fat_ray.train.stop import clear_stop, request_stop, stop_on_interrupt
 from fat_ray.train.worker import work
 
@@ -60,6 +61,9 @@ def fit(job: RunJob, *, executor: Executor = "stock", report: Report | None = No
     To be called in a Tune trial, or in a driver that is connected to Ray. Warm workers need a Tune trial with the reservation of
     `trial_resources`; elsewhere the stock way is taken.
 
+    A run that loses a worker goes on from its newest checkpoint, as often as `train.retries` says: with new workers, since what Ray
+    Train would restart by itself (`FailureConfig.max_failures`) includes errors of the task, which would only be there again.
+
     Args:
         job: The run; its directory must be reachable by this process and all workers.
         executor: As returned by `resolve`.
@@ -70,21 +74,15 @@ def fit(job: RunJob, *, executor: Executor = "stock", report: Report | None = No
         OutputError: The directory has a run of this id that ended already.
         RunFailedError: The run has no result, for the reason in the message; the traceback is in ``<directory>/logs/<run>.log``.
     """
-    if run_end(job.directory, job.run) is not None:
+    if not job.resume and run_end(job.directory, job.run) is not None:
         raise OutputError(f"{job.directory} holds the records of run {job.run} already")
     reports = _Reports(job, report)
-    failure = None
     try:
         with stop_on_interrupt(job.directory, job.run):
-            _run(job, executor, reports)
-    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        write_log(job.directory, job.run, "".join(traceback.format_exception(error)))
-        failure = _reason(error, job)
+            return with_retries(job, lambda job: _attempt(job, executor, reports))
     finally:
         clear_stop(job.directory, job.run)
-        _remove_storage(job)
-    reports.go_on()
-    return _result(job, failure)
+        reports.go_on()  # what it raises takes the place of a failure
 
 
 def resolve(executor: Executor) -> Executor:
@@ -156,6 +154,24 @@ class _Direct(ray.train.UserCallback):  # type: ignore[misc]
     def __reduce__(self) -> tuple[type[ray.train.UserCallback], tuple[()]]:
         """The workers get the run's configuration and with it a copy that does nothing: what it reports to stays here."""
         return ray.train.UserCallback, ()
+
+
+def _attempt(job: RunJob, executor: Executor, reports: _Reports) -> RunEnd:
+    """Trains until the run has ended or a worker is lost."""
+    before = run_end(job.directory, job.run)  # of an earlier attempt, which this one takes back
+    failure, lost = None, False
+    try:
+        _run(job, executor, reports)
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        write_log(job.directory, job.run, "".join(traceback.format_exception(error)))
+        failure, lost = _reason(error, job), _lost_worker(error)
+    finally:
+        _remove_storage(job)
+    end = run_end(job.directory, job.run)
+    if end is not None and end != before and end.status is not Status.FAILED:
+        return end
+    recorded = end.reason if end is not None else "its workers ended without a last record"
+    raise (WorkerLostError if lost else RunFailedError)(failure or recorded)
 
 
 def _run(job: RunJob, executor: Executor, reports: _Reports) -> None:
@@ -256,13 +272,12 @@ def _reason(error: Exception, job: RunJob) -> str:
 
 
 def _worker_reason(failure: Exception) -> str:
-    failure = getattr(failure, "health_check_failure", failure)
-    return DIED if isinstance(failure, ray.exceptions.RayActorError) else one_line(failure)
+    return DIED if _died(failure) else one_line(getattr(failure, "health_check_failure", failure))
 
 
-def _result(job: RunJob, failure: str | None) -> RunEnd:
-    end = run_end(job.directory, job.run)
-    if end is not None and end.status is not Status.FAILED:
-        return end
-    recorded = end.reason if end is not None else "its workers ended without a last record"
-    raise RunFailedError(failure or recorded)
+def _died(failure: Exception) -> bool:
+    return isinstance(getattr(failure, "health_check_failure", failure), ray.exceptions.RayActorError)
+
+
+def _lost_worker(error: Exception) -> bool:
+    return isinstance(error, ray.train.WorkerGroupError) and any(_died(failure) for failure in error.worker_failures.values())

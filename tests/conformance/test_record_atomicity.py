@@ -39,7 +39,7 @@ def write_slowly(path, data):
         time.sleep(0.02)
         file.write(data[len(data) // 2:])
 
-files._write_synced = write_slowly
+files.write_synced = write_slowly
 sink = ParquetSink(sys.argv[1], {RUN!r})
 sink.emit(start())
 sink.flush()

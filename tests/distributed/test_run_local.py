@@ -94,6 +94,16 @@ def test_killed_worker_is_named(tmp_path: Path, rank: int) -> None:
         run_local(tiny_job(tmp_path, trouble={"3": "kill"}, trouble_rank=rank))
 
 
+def test_killed_worker_is_replaced_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = tiny_job(tmp_path / "whole")
+    run_local(whole)
+    job = tiny_job(tmp_path / "killed", checkpoint=2, retries=1, trouble={"3": f"kill:{tmp_path / 'once'}"}, trouble_rank=1)
+    assert run_local(job).status is Status.COMPLETED
+    assert losses(job) == losses(whole)
+    assert read_table(job.directory, "resumptions", job.run)["step"].to_pylist() == [2]
+    assert "it goes on from its newest checkpoint (retries left: 0)" in caplog.text
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_stops_at_the_next_step_and_leaves_nothing(tmp_path: Path, workers: int) -> None:
     job = tiny_job(tmp_path, workers=workers, steps=5000, slow_s=0.01, trouble={"3": f"file:{tmp_path / 'training'}"})

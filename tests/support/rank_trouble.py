@@ -15,7 +15,7 @@ class LeavingTask(TinyTask):
     """See `make_leaving_task`."""
 
     def __init__(self, leaving_rank: int, step: int, exit_code: int) -> None:
-        super().__init__(batch_norm=False, dropout=0.0, trouble={}, trouble_rank=0, slow_s=0.0)
+        super().__init__(batch_norm=False, dropout=0.0, noise=False, trouble={}, trouble_rank=0, slow_s=0.0)
         self._leaving_rank, self._leaving_step, self._exit_code = leaving_rank, step, exit_code
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

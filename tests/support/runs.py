@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, RunEnd, RunStart, Status, Step
+from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, Resumption, RunEnd, RunStart, Status, Step
 from fat_ray.records.parquet import ParquetSink
 from fat_ray.spec.run import RunSpec
 from fat_ray.spec.study import as_json
@@ -30,6 +30,10 @@ def start(run: str = "t0003-s0", *, groups: list[GroupInfo] = GROUPS) -> RunStar
         groups=groups,
         started_at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
     )
+
+
+def resumption(step: int = 2, note: str = "") -> Resumption:
+    return Resumption(step, environment={"world_size": 2}, note=note, resumed_at=datetime(2026, 1, 2, 4, 4, 5, 678901, tzinfo=UTC))
 
 
 def step(number: int, loss: float = 0.5) -> Step:

@@ -40,9 +40,10 @@ class TinyTask:
 
     metrics: Mapping[str, Direction] = {"f1": "maximize", "loss": "minimize"}
 
-    def __init__(self, *, batch_norm: bool, dropout: float, trouble: dict[int, str], trouble_rank: int, slow_s: float) -> None:
+    def __init__(self, *, batch_norm: bool, dropout: float, noise: bool, trouble: dict[int, str], trouble_rank: int, slow_s: float) -> None:
         self._batch_norm = batch_norm
         self._dropout = dropout
+        self._noise = noise
         self._trouble = trouble
         self._trouble_rank = trouble_rank
         self._slow_s = slow_s
@@ -61,6 +62,8 @@ class TinyTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         images, labels = batch
+        if self._noise:
+            images = images * (1 + 0.1 * random.random() + 0.1 * np.random.random())  # noqa: NPY002 - the global one is meant
         loss = functional.binary_cross_entropy_with_logits(model(images).squeeze(1), labels)
         time.sleep(self._slow_s)
         trouble = self._trouble.get(self._step) if _rank() == self._trouble_rank else None
@@ -83,6 +86,7 @@ def make_task(
     *,
     batch_norm: bool = False,
     dropout: float = 0.1,
+    noise: bool = False,
     trouble: Mapping[str, str] | None = None,
     trouble_rank: int = 0,
     slow_s: float = 0.0,
@@ -92,8 +96,10 @@ def make_task(
 
     Args:
         batch_norm: Whether the convolution is followed by BatchNorm.
-        dropout: So that the global generator matters.
-        trouble: Step (as a string, for JSON) to what goes wrong there: ``nan``, ``raise``, ``kill``, ``hang``, ``litter``
+        dropout: So that torch's global generator matters.
+        noise: Whether Python's and NumPy's matter too.
+        trouble: Step (as a string, for JSON) to what goes wrong there: ``nan``, ``raise``, ``kill``, ``kill:PATH`` (unless this
+            file is there, which is made), ``hang``, ``litter``
             (leaves seeds, defaults and an environment variable behind, and the loss as it is), ``file:PATH`` (makes a file), or
             ``env:NAME`` (raises an error that shows this environment variable).
         trouble_rank: The rank on which it does.
@@ -105,7 +111,7 @@ def make_task(
     if fail:
         raise ValueError(fail)
     steps = {int(step): what for step, what in (trouble or {}).items()}
-    return TinyTask(batch_norm=batch_norm, dropout=dropout, trouble=steps, trouble_rank=trouble_rank, slow_s=slow_s)
+    return TinyTask(batch_norm=batch_norm, dropout=dropout, noise=noise, trouble=steps, trouble_rank=trouble_rank, slow_s=slow_s)
 
 
 def _rank() -> int:
@@ -120,6 +126,8 @@ def _make(trouble: str, loss: Tensor) -> Tensor:
             raise KeyError("the tiny task was told to raise")
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        case _ if trouble.startswith("kill:"):
+            _kill_once(Path(trouble.removeprefix("kill:")))
         case "hang":
             time.sleep(3600)
         case "litter":
@@ -129,6 +137,12 @@ def _make(trouble: str, loss: Tensor) -> Tensor:
         case _:
             Path(trouble.removeprefix("file:")).touch()
     return loss
+
+
+def _kill_once(witness: Path) -> None:
+    if not witness.exists():
+        witness.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _reveal(variable: str) -> None:

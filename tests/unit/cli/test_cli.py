@@ -18,7 +18,7 @@ from fat_ray.spec.study import StudySpec
 from fat_ray.study.doctor import Check
 from fat_ray.study.launch import StudyOutcome
 
-COMMANDS = ["launch", "run", "compare", "report", "status", "doctor", "schema"]
+COMMANDS = ["launch", "run", "resume", "export", "compare", "report", "status", "doctor", "schema"]
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -61,6 +61,8 @@ def test_help_of_a_command_ends_with_an_example(command: str) -> None:
         ["launch", "x.yaml", "--wandb", "maybe"],
         ["run", "x.yaml", "--workers", "0"],
         ["run", "x.yaml", "--seed", "-1"],
+        ["resume"],
+        ["export", "x"],
         ["compare"],
         ["compare", "x", "--format", "xml"],
         ["no-such-command"],
@@ -109,7 +111,7 @@ def test_missing_study_file_ends_with_2(command: str, tmp_path: Path) -> None:
     assert "none.yaml" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["compare", "report", "status"])
+@pytest.mark.parametrize("command", ["resume", "compare", "report", "status"])
 def test_directory_without_study_ends_with_2(command: str, tmp_path: Path) -> None:
     result = invoke(command, tmp_path / "out")
     assert (result.exit_code, result.stdout) == (2, "")
@@ -251,3 +253,17 @@ def test_schema_is_that_of_a_study() -> None:
 
 def test_version() -> None:
     assert invoke("--version").stdout.strip().count(".") == 2
+
+
+def test_a_search_cannot_be_resumed_yet(study: Path) -> None:
+    result = invoke("resume", study)
+    assert result.exit_code == 2
+    assert shows_one_message(result)
+    assert "only single runs, made by run, can be resumed yet" in result.stderr
+
+
+def test_export_names_what_is_missing(study: Path, tmp_path: Path) -> None:
+    result = invoke("export", study, "--out", tmp_path / "model.safetensors")
+    assert result.exit_code == 2
+    assert shows_one_message(result)
+    assert "small holds no checkpoint" in result.stderr

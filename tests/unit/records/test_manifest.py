@@ -99,7 +99,7 @@ def test_a_disk_that_fills_meanwhile_leaves_nothing_behind(tmp_path: Path, monke
         if failing in path.name:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "_write_synced", fill)
+    monkeypatch.setattr(files, "write_synced", fill)
     with pytest.raises(OutputError, match=rf"{failing}.*No space left on device.*MiB free"):
         create_study(tmp_path / "quick", SPEC, TEXT)
     assert list(tmp_path.iterdir()) == []

@@ -9,9 +9,9 @@ from fat_ray.errors import RecordError
 from fat_ray.events import Drift, Eval, Freeze, GroupInfo, Status, Step
 from fat_ray.records import files
 from fat_ray.records.parquet import ParquetSink
-from fat_ray.records.reader import parts, read_table, run_end, run_start, runs
+from fat_ray.records.reader import part_number, parts, read_table, run_end, run_start, runs
 from fat_ray.records.schema import TABLES
-from tests.support.runs import GROUPS, body, end, start, step, write_run
+from tests.support.runs import GROUPS, body, end, resumption, start, step, write_run
 
 RUN = "t0003-s0"
 
@@ -100,7 +100,7 @@ def test_tables_are_written_in_their_order_so_that_an_end_is_the_last_thing_seen
     for earlier, later in pairwise(written[written.index("steps", written.index("events")) :]):  # the second flush
         assert list(TABLES).index(earlier) < list(TABLES).index(later)
     assert written[-1] == "ends"
-    assert set(written) == set(TABLES)
+    assert set(written) == set(TABLES) - {"resumptions"}
 
 
 def test_a_later_attempt_continues_the_part_numbers_and_is_the_one_that_counts(tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_a_full_disk_is_said_leaves_nothing_torn_and_loses_no_row(tmp_path: Path
             raise OSError(code, os.strerror(code))
         write_synced(path, data)
 
-    write_synced = files._write_synced
-    monkeypatch.setattr(files, "_write_synced", fail_midway)
+    write_synced = files.write_synced
+    monkeypatch.setattr(files, "write_synced", fail_midway)
     sink = ParquetSink(tmp_path, RUN)
     for event in [start(), *body()]:
         sink.emit(event)
@@ -138,7 +138,7 @@ def test_a_full_disk_is_said_leaves_nothing_torn_and_loses_no_row(tmp_path: Path
     assert ("MiB free" in str(caught.value)) == (code != errno.EIO)
     assert all_files(tmp_path) == [f"records/{table}/{RUN}/part-00000.parquet" for table in ("groups", "runs")]
 
-    monkeypatch.setattr(files, "_write_synced", write_synced)
+    monkeypatch.setattr(files, "write_synced", write_synced)
     sink.emit(end())
     sink.close()
     assert [row["step"] for row in rows(tmp_path, "steps")] == [0, 1, 2, 3, 4]
@@ -182,3 +182,75 @@ def test_hundreds_of_groups_are_one_part_of_exact_values(tmp_path: Path) -> None
     assert table["distance"].to_pylist() == [value for update in values for value in update]
     assert table["group"].to_pylist() == list(range(250)) * 40
     assert len(parts(tmp_path, "drift", RUN)) == 1
+
+
+def steps_in(directory: Path, table: str) -> list[int]:
+    return list(read_table(directory, table, RUN)["step"].to_pylist())
+
+
+def test_rewind_takes_back_what_came_after_a_position(tmp_path: Path) -> None:
+    sink = ParquetSink(tmp_path, RUN)
+    for event in [start(), step(0), step(1)]:
+        sink.emit(event)
+    sink.flush()
+    position = sink.position()
+    for event in [step(2), end(Status.FAILED, "worker lost")]:
+        sink.emit(event)
+    sink.flush()
+    again = ParquetSink(tmp_path, RUN)
+    assert again.reaches(position)
+    assert again.rewind(position)
+    assert (steps_in(tmp_path, "steps"), run_end(tmp_path, RUN)) == ([0, 1], None)
+    for event in [resumption(), step(2), step(3), end()]:
+        again.emit(event)
+    again.flush()
+    assert steps_in(tmp_path, "steps") == [0, 1, 2, 3]
+    assert steps_in(tmp_path, "resumptions") == [2]
+    assert run_start(tmp_path, RUN) == start()
+    assert [part_number(part) for part in parts(tmp_path, "steps", RUN)] == [0, 1, 2]
+    assert run_end(tmp_path, RUN) == end()
+
+
+def test_rewind_to_the_beginning_keeps_the_start_and_what_happened_to_the_run(tmp_path: Path) -> None:
+    sink = ParquetSink(tmp_path, RUN)
+    assert not sink.rewind({})
+    for event in [start(), resumption(0), step(0)]:
+        sink.emit(event)
+    sink.flush()
+    assert ParquetSink(tmp_path, RUN).rewind({})
+    assert (steps_in(tmp_path, "steps"), steps_in(tmp_path, "resumptions")) == ([], [0])
+    assert run_start(tmp_path, RUN) == start()
+
+
+def test_a_start_that_was_half_written_is_written_anew(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    for part in parts(tmp_path, "runs", RUN):
+        part.unlink()
+    sink = ParquetSink(tmp_path, RUN)
+    assert not sink.rewind({})
+    assert read_table(tmp_path, "groups", RUN).num_rows == 0
+    sink.emit(start())
+    sink.flush()
+    assert run_start(tmp_path, RUN) == start()
+
+
+def test_readers_see_a_shorter_run_at_any_moment_of_a_rewind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path)
+    order = []
+    monkeypatch.setattr(
+        "fat_ray.records.parquet.write_atomic", lambda path, data: order.append((path.parent.parent.name, part_number(path)))
+    )
+    ParquetSink(tmp_path, RUN).rewind({"steps": 1})
+    assert order[0] == ("ends", 0)
+    assert [number for table, number in order if table == "drift"] == [1, 0]
+    assert [number for table, number in order if table == "steps"] == [1]
+    tables = [list(TABLES).index(table) for table, _ in order]
+    assert tables == sorted(tables, reverse=True)
+
+
+def test_a_missing_part_is_noticed(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    sink = ParquetSink(tmp_path, RUN)
+    assert sink.reaches(sink.position())
+    parts(tmp_path, "steps", RUN)[0].unlink()
+    assert not sink.reaches(sink.position())

@@ -5,12 +5,12 @@ import pytest
 
 from fat_ray.errors import RecordError
 from fat_ray.records.schema import SCHEMA_VERSION, TABLES, check_version, columns
-from tests.support.runs import body, end, start
+from tests.support.runs import body, end, resumption, start
 
 
 def test_events_fill_every_column_of_every_table_with_equal_lengths() -> None:
     filled: dict[str, set[str]] = {}
-    for event in [start(), *body(), end()]:
+    for event in [start(), resumption(), *body(), end()]:
         for table, values in columns(event, start()):
             assert len({len(column) for column in values.values()}) == 1
             filled.setdefault(table, set()).update(values)

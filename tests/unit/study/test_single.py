@@ -1,5 +1,7 @@
 """What happens around a single run; that it trains is shown in tests/conformance/test_readme.py."""
 
+import fcntl
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +14,14 @@ from fat_ray.analysis.compare import compare
 from fat_ray.analysis.render import as_json
 from fat_ray.analysis.report import write_report
 from fat_ray.analysis.status import read_status
-from fat_ray.errors import DataError, InputError, OutputError, PolicyError, ResourceError, RunFailedError
+from fat_ray.errors import DataError, InputError, OutputError, PolicyError, RecordError, ResourceError, RunFailedError
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.manifest import read_manifest
 from fat_ray.records.reader import run_end, run_start
 from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec
-from fat_ray.study.single import run_once
+from fat_ray.study.single import resume_once, run_once
 from fat_ray.train.local import run_local
 from tests.support.small_studies import write_run
 
@@ -167,3 +169,52 @@ def test_a_failure_that_the_run_recorded_itself_is_left_as_it_is(tmp_path: Path,
     end = run_end(tmp_path / "one", "run-s0")
     assert end is not None
     assert (end.reason, end.steps) == ("KeyError: 'x'", 8)
+
+
+@pytest.fixture
+def begun(tmp_path: Path, jobs: list[RunJob]) -> Path:
+    """The directory of a run of which nothing is recorded, as if it had been killed at once."""
+    run_once(SPEC, text="", directory=tmp_path / "one", seed=7, quiet=True)
+    jobs.clear()
+    return tmp_path / "one"
+
+
+def test_a_run_without_an_end_is_resumed_as_the_same_job(begun: Path, jobs: list[RunJob]) -> None:
+    assert resume_once(begun, quiet=True) is END
+    (job,) = jobs
+    assert (job.run, job.seed, job.spec, job.resume) == ("run-s7", 7, SPEC.run, True)
+
+
+def test_a_run_is_resumed_with_other_workers(begun: Path, jobs: list[RunJob]) -> None:
+    resume_once(begun, workers=4, quiet=True)
+    assert jobs[0].spec.train.workers == 4
+    with pytest.raises(InputError, match="must be divisible by workers = 3"):
+        resume_once(begun, workers=3, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "goes_on"),
+    [(Status.STOPPED, True), (Status.FAILED, True), (Status.COMPLETED, False), (Status.DIVERGED, False), (Status.PRUNED, False)],
+)
+def test_what_ended_for_good_is_left_alone(begun: Path, jobs: list[RunJob], status: Status, goes_on: bool) -> None:
+    job = RunJob(study="small", run="run-s7", trial=None, seed=7, role="single", spec=SPEC.run, directory=str(begun))
+    write_run(job, status)
+    assert (resume_once(begun, quiet=True) is not None) is goes_on
+    assert bool(jobs) is goes_on
+
+
+def test_a_directory_is_worked_in_by_one_process_at_a_time(begun: Path, jobs: list[RunJob]) -> None:
+    with (begun / "control" / "driver.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match="another process is at work"):
+            resume_once(begun, quiet=True)
+    assert jobs == []
+    resume_once(begun, quiet=True)
+
+
+def test_a_manifest_of_another_version_is_named(begun: Path) -> None:
+    manifest = json.loads((begun / "study.json").read_text())
+    manifest["spec"]["train"]["stepz"] = 1
+    (begun / "study.json").write_text(json.dumps(manifest))
+    with pytest.raises(RecordError, match=r"no study of this version: train\.stepz"):
+        resume_once(begun)
