@@ -11,20 +11,28 @@ before each micro-batch and freezes after the last, before clipping, and `train`
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate.utils import DistributedType, find_batch_size
+from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from fat_ray.errors import InputError
 from fat_ray.events import Drift, Freeze
 from fat_ray.fisher.collector import Share
 from fat_ray.fisher.reduce import world
+from fat_ray.freeze.carried import gather_state, load_gathered
 from fat_ray.freeze.ddp import wrap_again
 from fat_ray.freeze.freezer import Emit, Freezer
 from fat_ray.freeze.policy import Policy
 from fat_ray.spec.run import MethodSpec
+
+STATE_FILE = "freezer.safetensors"
+"""What the Freezer knows, in the Trainer's checkpoints."""
 
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -65,6 +73,7 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         self._sizes: list[int] = []
         self._done = 0
         self._event: Freeze | None = None
+        self._resumed: Path | None = None
         for name in ("train", "create_optimizer", "get_batch_samples", "training_step"):
             setattr(trainer, name, partial(getattr(self, f"_{name}"), getattr(trainer, name)))
 
@@ -76,6 +85,15 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
             self._trainer.log({"freeze/active_fraction": fraction, "freeze/active_groups": self._event.active_groups})
             self._event = None
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        """Writes `freezer.safetensors` into the checkpoint that the Trainer has just written."""
+        if args.save_only_model or state.is_hyper_param_search:
+            return
+        assert self.freezer is not None
+        arrays = {name: np.require(array, requirements="C") for name, array in gather_state(self.freezer).items()}
+        if args.should_save:
+            save_file(arrays, Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE)
+
     def _note(self, event: Drift | Freeze) -> None:
         if isinstance(event, Freeze):
             self._event = event
@@ -83,20 +101,30 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
             self._emit(event)
 
     def _train(self, train: Callable[..., Any], resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if resume_from_checkpoint:
-            raise InputError(
-                f"FreezeCallback cannot train with resume_from_checkpoint = {resume_from_checkpoint}: the checkpoint does not hold what is "
-                "frozen; load the weights and begin anew"
-            )
+        """Notes the checkpoint that the Trainer will resume from."""
+        found = get_last_checkpoint(self._trainer.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        self._resumed = Path(found) / STATE_FILE if found else None
         return train(resume_from_checkpoint, *args, **kwargs)
 
     def _create_optimizer(self, create_optimizer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Makes the Freezer while model and optimizer are still as the user knows them: on their device, not yet wrapped."""
+        """Makes the Freezer while model and optimizer are still as the user knows them: on their device, not yet wrapped.
+
+        The Trainer has loaded a checkpoint's weights before this, and loads its optimizer state after it.
+        """
         before = self._trainer.optimizer
         optimizer = create_optimizer(*args, **kwargs)
         if self.freezer is None or before is None:
             self.freezer = self._make(self._trainer.model, optimizer, steps=self._trainer.state.max_steps)
+        if self._resumed is not None:
+            self._resume(self.freezer, self._resumed)
         return optimizer
+
+    def _resume(self, freezer: Freezer, path: Path) -> None:
+        if freezer.step:
+            raise InputError("FreezeCallback resumes with a new Trainer and a new model only: this one has trained already")
+        if not path.is_file():
+            raise InputError(f"{path} does not exist: the checkpoint was saved without FreezeCallback; load its weights and begin anew")
+        load_gathered(freezer, load_file(path), str(path))
 
     def _get_batch_samples(self, get_batch_samples: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Notes the examples of each micro-batch of the coming step."""

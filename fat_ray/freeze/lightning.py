@@ -21,6 +21,8 @@ except ImportError:
 from fat_ray.errors import InputError
 from fat_ray.fisher.collector import Share
 from fat_ray.fisher.reduce import world
+from fat_ray.fisher.state import Arrays
+from fat_ray.freeze.carried import gather_state, load_gathered
 from fat_ray.freeze.ddp import wrap_again
 from fat_ray.freeze.freezer import Emit, Freezer
 from fat_ray.freeze.policy import Policy
@@ -55,6 +57,7 @@ class FreezeCallback(Callback):  # type: ignore[misc]  # lightning is optional, 
         self.freezer: Freezer | None = None
         self._make = partial(Freezer, spec=spec, policy=policy, seed=seed, emit=emit)
         self._first_size = 0
+        self._loaded: Arrays | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the Freezer: the optimizer is there, and a checkpoint's weights are, but not yet its optimizer state.
@@ -65,6 +68,21 @@ class FreezeCallback(Callback):  # type: ignore[misc]  # lightning is optional, 
         _check(trainer, pl_module)
         steps = trainer.estimated_stepping_batches
         self.freezer = self._make(pl_module, trainer.optimizers[0], steps=int(steps) if math.isfinite(steps) else None)
+        if trainer.ckpt_path is None:
+            return
+        if self._loaded is None:
+            raise InputError(f"{trainer.ckpt_path} was saved without FreezeCallback: load its weights and begin anew")
+        arrays, self._loaded = self._loaded, None
+        if load_gathered(self.freezer, arrays, str(trainer.ckpt_path)):
+            wrap_again(trainer.strategy.model)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What Lightning's checkpoints hold of this callback; called on all ranks."""
+        return {} if self.freezer is None else {name: torch.tensor(array) for name, array in gather_state(self.freezer).items()}
+
+    def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Keeps what a checkpoint holds until the Freezer is made."""
+        self._loaded = {name: tensor.numpy() for name, tensor in state_dict.items()}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  the signature of a callback
         """Arms before the forward of a micro-batch."""
@@ -73,7 +91,7 @@ class FreezeCallback(Callback):  # type: ignore[misc]  # lightning is optional, 
         position = batch_idx % accumulated
         if position == 0:
             self._first_size = size
-        num_batches = int(min(accumulated, trainer.num_training_batches - batch_idx + position))
+        num_batches = max(position + 1, int(min(accumulated, trainer.num_training_batches - batch_idx + position)))
         local, (rank, num_ranks) = self._first_size * (num_batches - 1) + size, world()
         self.freezer.arm(Share(local, rank, num_ranks, first=self._first_size * position, size=size, backward_over=size * accumulated))
 

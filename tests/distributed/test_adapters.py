@@ -1,8 +1,8 @@
 """Under DDP both adapters wrap again at events and follow one process on the joined batch."""
 
 import os
-import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +15,8 @@ from fat_ray.freeze.ddp import wrap_again
 from tests.support.distributed import run_distributed
 from tests.support.fine_tuning import BATCH, STEPS, Outcome, assert_same, examples, plain_loop
 
-ACCUMULATED = 2
+ACCUMULATED, SAVED = 2, 6
+"""Micro-batches of a step; after which steps a checkpoint is saved."""
 
 
 def rows_of_this_rank() -> list[dict[str, Tensor]]:
@@ -30,35 +31,46 @@ def as_torchrun_would() -> None:
     os.environ.update(GROUP_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="0", TORCHELASTIC_RUN_ID="test")
 
 
-def run_huggingface() -> Outcome:
+def run_huggingface(folder: str) -> list[Outcome]:
+    """A whole training, and one that goes on from its checkpoint."""
     from tests.support.huggingface import train
 
     as_torchrun_would()
-    with tempfile.TemporaryDirectory() as folder:
-        micro_batch = BATCH // dist.get_world_size() // ACCUMULATED
-        trainer, outcome = train(folder, rows_of_this_rank(), micro_batch=micro_batch, ddp_backend="gloo", ddp_find_unused_parameters=False)
-    assert isinstance(trainer.model_wrapped, DistributedDataParallel)
-    return outcome
+    micro_batch = BATCH // dist.get_world_size() // ACCUMULATED
+    settings = {"ddp_backend": "gloo", "ddp_find_unused_parameters": False, "save_strategy": "steps", "save_steps": SAVED}
+    outcomes = []
+    for checkpoint in (None, f"{folder}/checkpoint-{SAVED}"):
+        trainer, outcome = train(folder, rows_of_this_rank(), checkpoint, micro_batch=micro_batch, **settings)
+        assert isinstance(trainer.model_wrapped, DistributedDataParallel)
+        outcomes.append(outcome)
+    return outcomes
 
 
-def run_lightning() -> Outcome:
+def run_lightning(folder: str) -> list[Outcome]:
+    """A whole fit, and one that goes on from its checkpoint."""
     from tests.support.lightning import fit
 
     as_torchrun_would()
-    with tempfile.TemporaryDirectory() as folder:
-        micro_batch = BATCH // dist.get_world_size() // ACCUMULATED
-        trainer, outcome = fit(folder, rows_of_this_rank(), micro_batch=micro_batch, devices=dist.get_world_size(), strategy="ddp")
-    assert trainer.world_size == dist.get_world_size()
-    return outcome
+    size = dist.get_world_size()
+    settings = {"micro_batch": BATCH // size // ACCUMULATED, "devices": size, "strategy": "ddp", "save_steps": SAVED}
+    outcomes = []
+    for checkpoint in (None, f"{folder}/step={SAVED}.ckpt"):
+        trainer, outcome = fit(folder, rows_of_this_rank(), checkpoint, **settings)
+        assert trainer.world_size == size
+        outcomes.append(outcome)
+    return outcomes
 
 
+@pytest.mark.timeout(180)  # four processes import a whole framework each
 @pytest.mark.parametrize("run", [run_huggingface, run_lightning])
-def test_two_ranks_follow_one_process(run: Callable[[], Outcome]) -> None:
-    first, second = run_distributed(run, 2)
+def test_two_ranks_follow_one_process_and_resume(run: Callable[[str], list[Outcome]], tmp_path: Path) -> None:
+    (first, resumed), (second, _) = run_distributed(run, 2, str(tmp_path))
     assert_same(first, plain_loop())
     assert_same(second, first)
+    assert [event.frozen for event in resumed.freezes] == [event.frozen for event in first.freezes if event.step >= SAVED]
     for key, value in first.weights.items():
         assert torch.equal(value, second.weights[key])
+        assert torch.equal(value, resumed.weights[key])
 
 
 def communicate() -> dict[str, Any]:

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 from fat_ray.errors import InputError
 from fat_ray.fisher.collector import Share
 from fat_ray.freeze.freezer import Freezer
-from fat_ray.freeze.huggingface import FreezeCallback
+from fat_ray.freeze.huggingface import STATE_FILE, FreezeCallback
+from fat_ray.spec.run import merge
 from tests.support.fine_tuning import BATCH, SPEC, STEPS, Outcome, OwnAdamW, assert_same, examples, plain_loop
 from tests.support.huggingface import make, train, with_optimizer
 
@@ -80,11 +81,25 @@ def test_a_frozen_transformer_is_saved_as_the_plain_model(tmp_path: Path) -> Non
     assert any("freeze/active_fraction" in line for line in trainer.state.log_history)
 
 
-def test_refuses_to_resume(tmp_path: Path) -> None:
-    trainer = make(tmp_path)
-    trainer.add_callback(FreezeCallback(trainer, SPEC))
-    with pytest.raises(InputError, match="resume_from_checkpoint = True"):
-        trainer.train(resume_from_checkpoint=True)
+@pytest.mark.parametrize("spec", [SPEC, merge(SPEC, {"drift": {"compare": "average", "noise": "none"}})])
+def test_a_resumed_training_equals_the_uninterrupted_one_to_the_bit(tmp_path: Path, spec: dict[str, Any]) -> None:
+    _, expected = train(tmp_path, spec=spec, save_strategy="steps", save_steps=5)
+    for checkpoint, step in ((str(tmp_path / "checkpoint-5"), 5), (True, STEPS)):
+        trainer, outcome = train(tmp_path, None, checkpoint, spec=spec)
+        assert outcome.drifts == [event for event in expected.drifts if event.step >= step]
+        assert [event.frozen for event in outcome.freezes] == [event.frozen for event in expected.freezes if event.step >= step]
+        assert all(torch.equal(value, expected.weights[key]) for key, value in outcome.weights.items())
+        assert trainer.state.global_step == STEPS
+
+
+def test_resuming_needs_the_state_of_a_freezer_of_the_same_groups(tmp_path: Path) -> None:
+    train(tmp_path, save_strategy="steps", save_steps=5)
+    checkpoint = str(tmp_path / "checkpoint-5")
+    with pytest.raises(InputError, match="saved with 12 groups, and this model has 7"):
+        train(tmp_path, None, checkpoint, spec=merge(SPEC, {"fisher": {"groups": {"blocks": 2}}}))
+    (tmp_path / "checkpoint-5" / STATE_FILE).unlink()
+    with pytest.raises(InputError, match="saved without FreezeCallback"):
+        train(tmp_path, None, checkpoint)
 
 
 @pytest.mark.parametrize(

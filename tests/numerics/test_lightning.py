@@ -12,6 +12,7 @@ from fat_ray.errors import InputError
 from fat_ray.fisher.collector import Share
 from fat_ray.freeze.freezer import Freezer
 from fat_ray.freeze.lightning import FreezeCallback
+from fat_ray.spec.run import merge
 from tests.support.fine_tuning import BATCH, SPEC, OwnAdamW, assert_same, examples, plain_loop
 from tests.support.lightning import Module, fit, make
 
@@ -39,6 +40,24 @@ def test_tells_where_micro_batches_lie_in_the_step(tmp_path: Path, monkeypatch: 
         (12, 4, 4, 12),
         (10, 8, 2, 6),
     ]
+
+
+@pytest.mark.parametrize("spec", [SPEC, merge(SPEC, {"drift": {"compare": "average", "noise": "none"}})])
+def test_a_resumed_fit_equals_the_uninterrupted_one_to_the_bit(tmp_path: Path, spec: dict[str, Any]) -> None:
+    _, expected = fit(tmp_path, spec=spec, save_steps=5)
+    for step in (5, 10):
+        _, outcome = fit(tmp_path / "again", None, tmp_path / f"step={step}.ckpt", spec=spec)
+        assert outcome.drifts == [event for event in expected.drifts if event.step >= step]
+        assert [event.frozen for event in outcome.freezes] == [event.frozen for event in expected.freezes if event.step >= step]
+        assert all(torch.equal(value, expected.weights[key]) for key, value in outcome.weights.items())
+
+
+def test_resuming_needs_a_checkpoint_with_the_callback(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    trainer.fit(Module(), DataLoader(examples(), BATCH))
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.raises(InputError, match=r"plain\.ckpt was saved without FreezeCallback"):
+        make(tmp_path, FreezeCallback(SPEC)).fit(Module(), DataLoader(examples(), BATCH), ckpt_path=tmp_path / "plain.ckpt")
 
 
 class Manual(Module):

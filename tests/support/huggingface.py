@@ -60,9 +60,16 @@ def with_optimizer(trainer: Trainer, kind: type[torch.optim.AdamW]) -> Trainer:
     return trainer
 
 
-def train(folder: str | Path, rows: list[dict[str, Tensor]] | None = None, **settings: Any) -> tuple[Trainer, Outcome]:
-    """A whole training with the callback."""
+def train(
+    folder: str | Path,
+    rows: list[dict[str, Tensor]] | None = None,
+    checkpoint: str | bool | None = None,
+    *,
+    spec: dict[str, Any] = SPEC,
+    **settings: Any,
+) -> tuple[Trainer, Outcome]:
+    """A training with the callback, from the start or from a checkpoint."""
     trainer, outcome = make(folder, rows, **settings), Outcome()
-    trainer.add_callback(FreezeCallback(trainer, SPEC, emit=outcome.emit))
-    trainer.train()
+    trainer.add_callback(FreezeCallback(trainer, spec, emit=outcome.emit))
+    trainer.train(resume_from_checkpoint=checkpoint)
     return trainer, outcome.keep(trainer.model)
