@@ -39,6 +39,7 @@ class StepMeter:
         self._memory = PeakMemory(device)
         self._ddp_bytes: int | None = None
         self._optimizer_bytes: int | None = None
+        self._num_states = 0
         self._traffic_before = self._of_this_step = 0
 
     def begin(self) -> None:
@@ -56,7 +57,9 @@ class StepMeter:
 
     def end(self) -> Bytes:
         """To be called last in a step, after the optimizer's update."""
-        if self._optimizer_bytes is None:
+        if self._optimizer_bytes is None or len(self._optimizer.state) != self._num_states:
+            # what thaws has no gradient in the step in which it does, and gets its state in the next one
+            self._num_states = len(self._optimizer.state)
             self._optimizer_bytes = optimizer_bytes(self._optimizer)
         return Bytes(self._of_this_step + traffic.num_bytes - self._traffic_before, self._optimizer_bytes, self._memory.read())
 

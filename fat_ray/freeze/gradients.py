@@ -37,7 +37,7 @@ class MeanGradients:
         Args:
             parameter: Its name; some of it must be active.
         """
-        found: Floats = self._mean(parameter).square().cpu().numpy()
+        found: Floats = self._mean(parameter).square().contiguous().cpu().numpy()  # sums over it shall not depend on its layout
         return found
 
     def norms(self) -> Floats:

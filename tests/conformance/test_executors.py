@@ -10,6 +10,7 @@ from fat_ray.errors import OutputError
 from fat_ray.events import Status
 from fat_ray.records.reader import read_table, run_end
 from fat_ray.train.local import run_local
+from fat_ray.train.resources import Executor
 from fat_ray.train.run import fit
 from tests.support.jobs import STEPS, tiny_job
 from tests.support.ray_session import RaySession, Usage
@@ -147,6 +148,19 @@ def test_a_plain_driver_trains_without_tune(ray_session: RaySession, tmp_path: P
     assert settled(ray_session, before) == before
     with pytest.raises(OutputError, match="run-s0 already"):
         fit(job)
+
+
+@pytest.mark.parametrize("executor", ["stock", "warm"])
+def test_a_run_that_loses_a_worker_goes_on(ray_session: RaySession, tmp_path: Path, cold: list[float], executor: Executor) -> None:
+    before = ray_session.usage()
+    trouble = {"5": f"kill:{tmp_path / 'once'}"}
+    job = tiny_job(tmp_path, **{**RUNS["last"], "trouble": trouble, "trouble_rank": 1, "checkpoint": None, "retries": 1})
+    reports = run_trials([job], executor, tmp_path)[job.run]
+    assert reports[-1]["status"] == "completed"
+    assert [report["step"] for report in reports if "step" in report] == [2, 4, 6, 8]
+    assert read_table(tmp_path, "steps", job.run)["loss"].to_pylist() == cold
+    assert read_table(tmp_path, "resumptions", job.run)["step"].to_pylist() == [4]
+    assert settled(ray_session, before) == before
 
 
 def test_short_warm_runs_of_one_worker_never_lose_their_last_report(ray_session: RaySession, tmp_path: Path) -> None:

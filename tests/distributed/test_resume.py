@@ -32,6 +32,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "squared_gradient": {"fisher": {"estimator": "squared_gradient"}},
     "paper": {"preset": "paper", "train": {"optimizer": {"name": "sgd"}}},
     "released": {"preset": "released"},
+    "fish_mask": {"freeze": {"policy": "fish_mask", "keep": 0.5}},
+    "freezeout": {"freeze": {"policy": "freezeout", "first_freeze": 0.5}},
+    "gradient_norm": {"freeze": {"policy": "gradient_norm"}},
+    "gradual_unfreeze": {"freeze": {"policy": "gradual_unfreeze", "thaw_every": 2, "stages": 2}},
     "lora": {"freeze": {"policy": "lora", "head": ["8"]}, "train": {"optimizer": {"weight_decay": 0.1}}},
     "random_matched": {"freeze": {"policy": "random_matched"}, "train": {"optimizer": {"name": "sgd", "momentum": 0.0}}},
 }

@@ -8,10 +8,12 @@ import pytest
 
 import fat_ray
 from fat_ray.errors import OutputError
-from fat_ray.records.manifest import create_study
-from fat_ray.records.wandb import WandbMirror, run_config, schedule_rows
+from fat_ray.records.manifest import create_study, read_manifest
+from fat_ray.records.metrics import AXIS
+from fat_ray.records.parquet import ParquetSink
+from fat_ray.records.wandb import WandbMirror, _Live, run_config, schedule_rows
 from fat_ray.spec.study import StudySpec, WandbSpec
-from tests.support.runs import start, write_run
+from tests.support.runs import start, step, write_run
 
 RUN = "t0003-s0"
 
@@ -116,3 +118,47 @@ def test_the_configuration_nests_parameters_and_leaves_nothing_out() -> None:
 def test_the_schedule_names_what_froze(study: Path) -> None:
     write_run(study)
     assert schedule_rows(study, RUN, start()) == [[2, 1, "norm", "norm", "BatchNorm2d", 32]]
+
+
+class Handle:
+    """Remembers the steps that were logged."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def log(self, row: dict[str, object]) -> None:
+        step = row[AXIS]
+        assert isinstance(step, int)
+        self.steps.append(step)
+
+
+def test_steps_that_are_done_again_after_an_interruption_are_shown_once(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = Handle()
+    monkeypatch.setattr(WandbMirror, "_open", lambda self, run: _Live(handle, start(run)))
+    mirror = WandbMirror(study, WandbSpec())
+    sink = ParquetSink(study, "t0009-s0")
+    for event in [start("t0009-s0"), step(0), step(1)]:
+        sink.emit(event)
+    sink.flush()
+    position = sink.position()
+    for event in [step(2), step(3)]:
+        sink.emit(event)
+    sink.flush()
+    mirror.advance("t0009-s0")
+    again = ParquetSink(study, "t0009-s0")
+    again.rewind(position)
+    for event in [step(2), step(3), step(4)]:
+        again.emit(event)
+    again.flush()
+    mirror.advance("t0009-s0")
+    assert handle.steps == [0, 1, 2, 3, 4]
+
+
+def test_what_an_interrupted_driver_mirrored_offline_goes(study: Path) -> None:
+    manifest = read_manifest(study)
+    left = study / "wandb" / "wandb" / f"offline-run-20260102_030405-{manifest.name}-{RUN}-{manifest.launch}"
+    other = left.with_name(f"offline-run-20260102_030405-{manifest.name}-t0004-s0-{manifest.launch}")
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+    WandbMirror(study, WandbSpec()).begin_anew(RUN)
+    assert (left.exists(), other.exists()) == (False, True)
