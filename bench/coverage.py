@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from fat_ray.fisher.collector import Collector, Share
 from fat_ray.fisher.factors import ExactFormulas
+from fat_ray.fisher.flat import NOTHING, Flat
 from fat_ray.fisher.groups import build_groups
 from fat_ray.fisher.reduce import reduce_sums
-from fat_ray.fisher.state import PartKey, group_values
+from fat_ray.fisher.state import State, group_values
 from fat_ray.spec.run import GroupSpec
 
 Floats = NDArray[np.float64]
@@ -115,7 +116,7 @@ def estimates(model: nn.Module, x: Tensor, y: Tensor, layer: str) -> dict[str, t
     per_example(model, x, y).mean().backward()  # type: ignore[no-untyped-call]
     parts = {part: total for (_, part, _), total in reduce_sums(collector.take(), CPU).items()}
     factors = ExactFormulas().finish(model.get_submodule(layer), parts)
-    state: dict[PartKey, Floats] = {(layer, part): value for part, value in factors.items()}
+    state = State(Flat.of({(layer, part): value for part, value in factors.items()}), NOTHING)
     exact = true_diagonal(model, x, y, layer)
     kronecker = {group.members[0].role: group_values(group, state, factored=True).astype(float) for group in groups if group.layer == layer}
     return {role: (values, exact[role]) for role, values in kronecker.items()}

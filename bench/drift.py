@@ -131,7 +131,7 @@ def measure_steps(case: Case, presets: Sequence[str], repeats: int) -> dict[str,
     benches = {preset: Bench(case, preset) for preset in presets}
     optimizer = build_optimizer(benches[presets[0]].spec.train.optimizer, case.model)
     plain: list[float] = []
-    idle: dict[str, list[float]] = {preset: [] for preset in presets}
+    idle: list[float] = []
     collecting: dict[str, list[float]] = {preset: [] for preset in presets}
 
     def collect(bench: Bench) -> None:
@@ -139,23 +139,21 @@ def measure_steps(case: Case, presets: Sequence[str], repeats: int) -> dict[str,
         plain_step(case, optimizer, lambda: bench.update(bench.collector.take(), bench.gradient))
 
     for _ in range(repeats + 1):
-        plain.append(timed(lambda: plain_step(case, optimizer, lambda: None)))
         for preset, bench in benches.items():
-            idle[preset].append(timed(lambda: bench.train(optimizer, collect=False)))  # noqa: B023  called at once
+            plain.append(timed(lambda: plain_step(case, optimizer, lambda: None)))
+            idle.append(timed(lambda: bench.train(optimizer, collect=False)))  # noqa: B023  called at once
             collecting[preset].append(timed(lambda: collect(bench)))  # noqa: B023
-    base = statistics.median(plain[1:])
+    first = len(presets)
+    base = statistics.median(plain[first:])
+    idle_ratio = statistics.median(one / other for one, other in zip(idle[first:], plain[first:], strict=True))
+    ratios = {preset: statistics.median(seconds[1:]) / base for preset, seconds in collecting.items()}
     return {
-        preset: {
-            "plain_step_s": base,
-            "idle_over_plain": statistics.median(idle[preset][1:]) / base,
-            "collecting_over_plain": statistics.median(collecting[preset][1:]) / base,
-        }
-        for preset in presets
+        preset: {"plain_step_s": base, "idle_over_plain": idle_ratio, "collecting_over_plain": ratio} for preset, ratio in ratios.items()
     }
 
 
 def measure_reduction(repeats: int) -> Row:
-    """The factors of the larger transformer on 2 gloo ranks: one flat bucket against a collective per module."""
+    """The factors of the larger transformer on 2 gloo ranks: one flat bucket against a collective per module or per factor."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_reduce_on_rank, (folder, repeats), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
         return dict(json.loads(Path(folder, "0.json").read_text()))
@@ -167,20 +165,22 @@ def _reduce_on_rank(rank: int, folder: str, repeats: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     layers, sizes = [f"layer {number}" for number in range(75)], {"row": 384, "column": 4 * 384}
     sums: Sums = {(layer, part, 1): (torch.rand(size), 1.0) for layer in layers for part, size in sizes.items()}
-    flat, single = [], []
+    single = {layer: {key: value for key, value in sums.items() if key[0] == layer} for layer in layers}
+    ways: dict[str, Callable[[], Any]] = {
+        "flat_s": lambda: reduce_sums(sums, CPU),
+        "per_module_s": lambda: [reduce_sums(own, CPU) for own in single.values()],
+        "per_tensor_s": lambda: [dist.all_reduce(value) for value, _ in sums.values()],
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(repeats):
-        dist.barrier()
-        started = time.perf_counter()
-        reduce_sums(sums, CPU)
-        flat.append(time.perf_counter() - started)
-        dist.barrier()
-        started = time.perf_counter()
-        for layer in layers:
-            reduce_sums({key: value for key, value in sums.items() if key[0] == layer}, CPU)
-        single.append(time.perf_counter() - started)
+        for way, work in ways.items():
+            dist.barrier()
+            started = time.perf_counter()
+            work()
+            seconds[way].append(time.perf_counter() - started)
     if rank == 0:
-        one, many = statistics.median(flat), statistics.median(single)
-        Path(folder, "0.json").write_text(json.dumps({"modules": len(layers), "flat_s": one, "per_module_s": many, "ratio": many / one}))
+        found = {way: statistics.median(values) for way, values in seconds.items()}
+        Path(folder, "0.json").write_text(json.dumps({"modules": len(layers), **found}))
     dist.destroy_process_group()
 
 
@@ -206,9 +206,11 @@ def table(found: Row) -> str:
         cells = [f"{row[column]:.3f}" if isinstance(row[column], float) else str(row[column]) for column in columns]
         lines.append("| " + " | ".join(cells) + " |")
     reduction = found["all_reduce"]
+    flat, module, tensor = (reduction[way] for way in ("flat_s", "per_module_s", "per_tensor_s"))
     lines.append(
-        f"\nall-reduce, {reduction['modules']} modules, 2 gloo ranks: {reduction['flat_s'] * 1e3:.2f} ms in one bucket, "
-        f"{reduction['per_module_s'] * 1e3:.2f} ms with a collective per module, {reduction['ratio']:.0f} times"
+        f"\nall-reduce, {reduction['modules']} modules, 2 gloo ranks: {flat * 1e3:.2f} ms in one bucket; "
+        f"{module * 1e3:.2f} ms with one per module ({module / flat:.0f} times), "
+        f"{tensor * 1e3:.2f} ms with one per tensor ({tensor / flat:.0f} times)"
     )
     return "\n".join(lines)
 

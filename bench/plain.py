@@ -4,7 +4,7 @@ import numpy as np
 
 from fat_ray.fisher.drift import automatic_bins
 from fat_ray.fisher.meter import Bools, DriftMeter, Floats, Floats32
-from fat_ray.fisher.state import MeanState, State, at_scale_of, group_values
+from fat_ray.fisher.state import UNKNOWN, State, at_scale_of, group_values, mean
 
 
 def divergence(reference: Floats32, current: Floats32, *, mode: str, bins: int, centre: str) -> float:
@@ -43,15 +43,18 @@ class PlainMeter(DriftMeter):
         return group_values(self._groups[index], state, factored=bool(self.factored[index]))
 
     def _compare_with_previous(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
-        found, previous = np.zeros((2, len(self._groups))), self._previous or [{} for _ in states]
-        measured = np.array([on and self._known(index, [*states, *previous]) for index, on in enumerate(active)])
-        scaled_a, scaled_b = at_scale_of(states, previous) if self.halves else (states[0], states[0])
+        found, previous = np.zeros((2, len(self._groups))), self._previous or [UNKNOWN for _ in states]
+        previous = [before.only(now) for before, now in zip(previous, states, strict=True)]
+        measured = self._known(previous[0], active)
+        sides: list[State] = []
+        if self.halves:
+            states = [now.only(before) for before, now in zip(previous, states, strict=True)]
+            (before_a, before_b), (now_a, now_b), (scaled_a, scaled_b) = previous, states, at_scale_of(states, previous)
+            sides = [mean(before_a, before_b), mean(now_a, now_b), mean(now_a, scaled_b), mean(scaled_a, now_b)]
         for index in np.flatnonzero(measured).tolist():
             if not self.halves:
                 found[0, index] = np.sqrt(self._plain(index, self._values(index, previous[0]), self._values(index, states[0])))
                 continue
-            (before_a, before_b), (now_a, now_b) = previous, states
-            sides = MeanState(before_a, before_b), MeanState(now_a, now_b), MeanState(now_a, scaled_b), MeanState(scaled_a, now_b)
             before, now, mixed, other = (self._values(index, side) for side in sides)
             noise = self._plain(index, mixed, other)
             found[:, index] = self._plain(index, before, now) - noise, noise
@@ -59,7 +62,7 @@ class PlainMeter(DriftMeter):
 
     def _compare_with_average(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
         found = np.zeros((2, len(self._groups)))
-        present = np.array([on and self._known(index, states) for index, on in enumerate(active)])
+        present = self._known(states[0], active)
         for index in np.flatnonzero(present).tolist():
             values = self._values(index, states[0])
             if index not in self._elementwise:

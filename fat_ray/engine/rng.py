@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fat_ray.fisher.state import Arrays
+from fat_ray.fisher.flat import Arrays
 
 
 def rng_state(device: torch.device) -> tuple[Arrays, dict[str, Any]]:

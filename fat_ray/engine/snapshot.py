@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from fat_ray.engine.rng import rng_state, set_rng_state
 from fat_ray.engine.step import Trainer
 from fat_ray.errors import RecordError
+from fat_ray.fisher.flat import prefixed
 from fat_ray.fisher.reduce import world
-from fat_ray.fisher.state import Floats32, prefixed
+from fat_ray.fisher.state import Floats32
 from fat_ray.freeze.lora import plain_model
 from fat_ray.freeze.optimizer_state import OptimizerState
 from fat_ray.records.files import sync

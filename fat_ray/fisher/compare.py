@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fat_ray.fisher.drift import PERCENTILES, Centre, Floats, Floats32, Mode, divergence_of_counts, log_of, smallest_reaching, widened
-from fat_ray.fisher.products import Ints, Products
-from fat_ray.fisher.values import Values
+from fat_ray.fisher.products import Products
+from fat_ray.fisher.ruler import Ints
+from fat_ray.fisher.values import Sorted, Values
 
-Distributions = Products | Values
+Distributions = Products | Sorted | Values
 
 _NEIGHBOURS = np.array([-40, -16, -6, -2, 2, 6, 16, 40])
 """Where edges are taken from a sample of 512, around the rank that is looked for."""
@@ -107,10 +108,10 @@ def _between_edges(
     low, high = (edges[rows, np.minimum(np.maximum(end - 1, 0), edges.shape[1] - 1)] for end in (start, stop))
     single = (start > 0) & (stop == start + 1) & (stop <= edges.shape[1]) & (high == np.nextafter(low, np.inf))
     stop = np.where(single, start, stop)
-    inside = _sorted_logs(states, shifts, [(marks[rows, start], marks[rows, stop]) for marks in thresholds])
+    inside, first = _sorted_logs(states, shifts, [(marks[rows, start], marks[rows, stop]) for marks in thresholds])
     position = np.stack([ask.first, ask.second], axis=1) - below[rows, start][:, None]
     position[single] = 0
-    values: Floats = np.take_along_axis(inside, position, axis=1)
+    values: Floats = inside[np.minimum(first[:, None] + position, inside.size - 1)]
     values[single] = low[single, None]
     return values
 
@@ -131,15 +132,17 @@ def _with_ends(thresholds: Floats32) -> Floats32:
     return np.concatenate([ends, thresholds, ends + np.float32(np.inf)], axis=-1)
 
 
-def _sorted_logs(states: Sequence[Distributions], shifts: Floats, limits: list[tuple[Floats32, Floats32]]) -> Floats:
-    """The shifted logs between two thresholds of each state, together, sorted and filled up with infinity, (D, most)."""
+def _sorted_logs(states: Sequence[Distributions], shifts: Floats, limits: list[tuple[Floats32, Floats32]]) -> tuple[Floats, Ints]:
+    """The shifted logs between two thresholds of each state, together, pair after pair, each sorted; and where each pair's start."""
     parts = [state.between(low, high) for state, (low, high) in zip(states, limits, strict=True)]
-    filled = np.sum([lengths for _, lengths in parts], axis=0)
-    table = np.full((len(filled), max(1, int(filled.max()))), np.inf)
-    offset: Ints = np.zeros(len(filled), np.int64)
-    for (values, lengths), shift in zip(parts, shifts, strict=True):
-        column = np.arange(values.size) + np.repeat(offset - lengths.cumsum() + lengths, lengths)
-        table[np.repeat(np.arange(len(lengths)), lengths), column] = log_of(values) - np.repeat(shift, lengths)
-        offset = offset + lengths
-    table.sort(axis=1)
-    return table
+    lengths: Ints = np.sum([found for _, found in parts], axis=0)
+    first = lengths.cumsum() - lengths
+    joined = np.full(int(lengths.sum()) + 1, np.inf)
+    free = first.copy()
+    for (values, found), shift in zip(parts, shifts, strict=True):
+        places = np.arange(values.size) + np.repeat(free - found.cumsum() + found, found)
+        joined[places] = log_of(values) - np.repeat(shift, found)
+        free += found
+    for start, stop in zip(first.tolist(), free.tolist(), strict=True):
+        joined[start:stop].sort()
+    return joined, first

@@ -1,5 +1,6 @@
 """Groups: which parameter entries freeze together. The groups of a model partition its trainable parameters exactly."""
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ class Group:
     kind: str
     members: tuple[Block, ...]
 
-    @property
+    @functools.cached_property
     def elements(self) -> int:
         """Number of entries over all members."""
         return sum(member.elements for member in self.members)

@@ -12,27 +12,13 @@ from fat_ray.fisher.collector import Sums, covered_layers
 from fat_ray.fisher.compare import Distributions, js_divergences
 from fat_ray.fisher.drift import automatic_bins
 from fat_ray.fisher.factors import ExactFormulas, Formulas
+from fat_ray.fisher.flat import NOTHING, Arrays, Flat, PartKey, RunningAverage, below, named, nested, prefixed
 from fat_ray.fisher.groups import Group
 from fat_ray.fisher.products import Products
 from fat_ray.fisher.reduce import Ranks, all_sum, reduce_sums, world
 from fat_ray.fisher.released import ReleasedFormulas
-from fat_ray.fisher.state import (
-    SQUARES,
-    Arrays,
-    MeanState,
-    PartKey,
-    RunningAverage,
-    State,
-    at_scale_of,
-    below,
-    flat,
-    group_values,
-    group_vectors,
-    is_known,
-    nested,
-    prefixed,
-)
-from fat_ray.fisher.values import Values
+from fat_ray.fisher.state import SQUARES, UNKNOWN, State, Vectors, at_scale_of, group_values, is_known, mean
+from fat_ray.fisher.values import Sorted, Values
 from fat_ray.spec.run import DriftSpec, FisherSpec
 
 Floats = NDArray[np.float64]
@@ -44,10 +30,9 @@ Gradients = Callable[[str], Floats]
 _LARGE = 8192
 """Values from which on it is quicker to count them by their leading bits than to sort them."""
 
-_LEAST = 96
-"""What a group counts for at least."""
 
-_ONE = np.ones(1, np.float32)
+_LEAST = 256
+"""Entries of vectors that take as much scratch memory as the samples and thresholds of a group."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +78,14 @@ class DriftMeter:
         self._modules = covered
         self.factored = np.array([group.layer in covered for group in groups])
         self._averages = [RunningAverage(fisher.average, fisher.decay) for _ in range(2)]
+        self._square_averages = [RunningAverage(fisher.average, fisher.decay) for _ in range(2)]
         self._previous: list[State] = []
         self._elementwise: dict[int, Floats32] = {}
         self._updates = 0
         self._sizes = [group.elements for group in groups]
         self._owners = _owners(self._sizes, world(ranks)[1])  # of the element-wise averages, which stay where they are
-        # scratch memory: entries of the longer vectors, and values that are no products, of the groups compared at a time
-        self._vector_budget = max(5 << 9, sum(self._sizes) >> 11)
-        self._value_budget = max(1 << 15, sum(self._sizes) >> 6)
-        self._shapes: dict[int, tuple[int, int, int]] = {}
+        self._budget = 1 << 17  # entries of the vectors that are compared at a time
+        self._shapes: dict[int, tuple[bool, int]] = {}
         self._waiting: dict[PartKey, Floats] = {}
 
     @property
@@ -116,11 +100,13 @@ class DriftMeter:
 
     def state(self) -> Arrays:
         """What every rank holds alike: running averages, previous states, squared gradients that wait for their second half."""
-        arrays: Arrays = {"updates": np.array(self._updates), **prefixed("waiting", flat(self._waiting))}
-        for half, average in enumerate(self._averages):
-            arrays |= prefixed(f"average-{half}", average.state())
+        arrays: Arrays = {"updates": np.array(self._updates), **prefixed("waiting", named(self._waiting))}
+        for half in range(2):
+            arrays |= prefixed(f"average-{half}", self._averages[half].state())
+            arrays |= prefixed(f"average-of-squares-{half}", self._square_averages[half].state())
         for half, previous in enumerate(self._previous):
-            arrays |= prefixed(f"previous-{half}", flat(previous))
+            arrays |= prefixed(f"previous-{half}/factors", named(previous.factors))
+            arrays |= prefixed(f"previous-{half}/squares", named(previous.squares))
         return arrays
 
     def share(self) -> Arrays:
@@ -136,10 +122,12 @@ class DriftMeter:
         """
         self._updates = int(arrays["updates"])
         self._waiting = nested(below("waiting", arrays))
-        for half, average in enumerate(self._averages):
-            average.load_state(below(f"average-{half}", arrays))
-        halves = range(2 if self.halves else 1)
-        self._previous = [nested(below(f"previous-{half}", arrays)) for half in halves] if self._updates else []
+        for half in range(2):
+            self._averages[half].load_state(below(f"average-{half}", arrays))
+            self._square_averages[half].load_state(below(f"average-of-squares-{half}", arrays))
+        halves = range((2 if self.halves else 1) if self._updates else 0)
+        parts = [[below(f"previous-{half}/{part}", arrays) for part in ("factors", "squares")] for half in halves]
+        self._previous = [State(*(Flat.of(nested(part)) for part in both)) for both in parts]
         rank = world(self._ranks)[0]
         self._elementwise = {int(index): read() for index, read in shares.items() if self._owners[int(index)] == rank}
 
@@ -154,15 +142,15 @@ class DriftMeter:
         """
         states = self._advance(sums, squared_gradient, active, device)
         num_groups = len(self._groups)
-        if not all(np.isfinite(value).all() for state in states for value in state.values()):
+        if not all(state.is_finite() for state in states):
             return Measurement(np.zeros(num_groups), np.zeros(num_groups), np.zeros(num_groups, bool), finite=False)
         if self._drift.compare == "average":
             found, measured = self._compare_with_average(states, active)
         else:
             found, measured = self._compare_with_previous(states, active)
-        # squared gradients that wait for their second half keep their previous state
-        kept = [{key: value for key, value in state.items() if key in self._waiting} for state in self._previous or [{} for _ in states]]
-        self._previous = [{**old, **new} for old, new in zip(kept, states, strict=True)]
+        if self._waiting:  # squared gradients that wait for their second half keep their previous state
+            states = [State(new.factors, old.squares) for new, old in zip(states, self._previous or states, strict=True)]
+        self._previous = states
         self._updates += 1
         shared = all_sum(torch.from_numpy(found).to(device), self._ranks).cpu().numpy()
         return Measurement(shared[0], shared[1], measured)
@@ -182,48 +170,48 @@ class DriftMeter:
         for (layer, part, _), (total, count) in reduce_sums(sums, device, self._ranks).items():
             before, count_before = joined.setdefault(layer, {}).get(part, (np.zeros_like(total), 0.0))
             joined[layer][part] = before + total, count_before + count
-        state: dict[PartKey, Floats] = {}
-        for layer, parts in joined.items():
-            state |= {(layer, part): value for part, value in self._formulas.finish(self._modules[layer], parts).items()}
-        for name in self._without_factors(active & ~self.dead):
-            state[name, SQUARES] = squared_gradient(name)
+        finished = {layer: self._formulas.finish(self._modules[layer], parts) for layer, parts in joined.items()}
+        factors = {(layer, part): value for layer, parts in finished.items() for part, value in parts.items()}
+        squares = {(name, SQUARES): squared_gradient(name) for name in self._without_factors(active & ~self.dead)}
+        state = State(Flat.of(factors), Flat.of(squares))
         means = np.where(active & self.dead, 0.0, np.nan)
-        for index in np.flatnonzero(active & ~self.dead).tolist():
-            if self._known(index, [state]):
-                means[index] = group_values(self._groups[index], state, factored=bool(self.factored[index])).mean(dtype=np.float64)
+        for index in np.flatnonzero(self._known(state, active & ~self.dead)).tolist():
+            means[index] = group_values(self._groups[index], state, factored=bool(self.factored[index])).mean(dtype=np.float64)
         return means
 
     def _advance(self, sums: Sums, squared_gradient: Gradients, active: Bools, device: torch.device) -> list[State]:
         """The states after this collection: one per half with noise correction, else one."""
-        totals = reduce_sums(sums, device, self._ranks)
         halves = (0, 1) if self.halves else (1,)
-        states: list[dict[PartKey, Floats]] = []
-        for half in halves:
-            state: dict[PartKey, Floats] = {}
-            by_layer: dict[str, dict[str, tuple[Floats, float]]] = {}
-            for (layer, part, h), total in totals.items():
-                if h == half:
-                    by_layer.setdefault(layer, {})[part] = total
-            for layer, parts in by_layer.items():
-                for part, value in self._formulas.finish(self._modules[layer], parts).items():
-                    state[layer, part] = self._averages[half].update((layer, part), value)
-            states.append(state)
+        factors = self._factors(sums, device)
+        squares = [NOTHING for _ in halves]
         if self._fisher.uncovered == "squared_gradient" or self._fisher.estimator == "squared_gradient":
-            self._add_squares(states, squared_gradient, active)
-        return list(states)
+            squares = self._squares(squared_gradient, active)
+        averages = [self._averages[half].update(factors.pop(half, {})) for half in halves]
+        return [State(*both) for both in zip(averages, squares, strict=True)]
 
-    def _add_squares(self, states: list[dict[PartKey, Floats]], squared_gradient: Gradients, active: Bools) -> None:
+    def _factors(self, sums: Sums, device: torch.device) -> dict[int, dict[PartKey, Floats]]:
+        """Factors over the global batch, of each half."""
+        by_layer: dict[tuple[str, int], dict[str, tuple[Floats, float]]] = {}
+        for (layer, part, half), total in reduce_sums(sums, device, self._ranks).items():
+            by_layer.setdefault((layer, half), {})[part] = total
+        factors: dict[int, dict[PartKey, Floats]] = {}
+        for (layer, half), parts in by_layer.items():
+            finished = self._formulas.finish(self._modules[layer], parts)
+            factors.setdefault(half, {}).update({(layer, part): value for part, value in finished.items()})
+        return factors
+
+    def _squares(self, squared_gradient: Gradients, active: Bools) -> list[Flat]:
         """Squared gradients of active parameters without factors; with noise correction, consecutive collections are the two halves."""
-        for name in self._without_factors(active):
-            key = (name, SQUARES)
-            squares = squared_gradient(name)
-            if not self.halves:
-                states[0][key] = self._averages[1].update(key, squares)
-            elif key in self._waiting:
-                for state, average, value in zip(states, self._averages, (self._waiting.pop(key), squares), strict=True):
-                    state[key] = average.update(key, value)
-            else:
-                self._waiting[key] = squares
+        squares = {(name, SQUARES): squared_gradient(name) for name in self._without_factors(active)}
+        if not self.halves:
+            return [self._square_averages[1].update(squares)]
+        if not self._waiting:
+            self._waiting = squares
+            return [NOTHING, NOTHING]
+        waited, self._waiting = self._waiting, {}
+        known = [key for key in squares if key in waited]  # what thawed in between is left for the next pair
+        pair = ({key: collected[key] for key in known} for collected in (waited, squares))
+        return [average.update(each) for average, each in zip(self._square_averages, pair, strict=True)]
 
     def _without_factors(self, active: Bools) -> list[str]:
         """Names of the parameters of active groups without factors."""
@@ -232,67 +220,71 @@ class DriftMeter:
 
     def _compare_with_previous(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
         found = np.zeros((2, len(self._groups)))
-        previous = self._previous or [{} for _ in states]
-        measured = np.array([on and self._known(index, [*states, *previous]) for index, on in enumerate(active)])
-        mine = self._mine(
-            measured, _owners([size if on else 0 for size, on in zip(self._sizes, measured, strict=True)], world(self._ranks)[1])
-        )
+        previous = self._previous or [UNKNOWN for _ in states]
+        previous = [before.only(now) for before, now in zip(previous, states, strict=True)]
+        states = [now.only(before) for before, now in zip(previous, states, strict=True)]
+        measured = self._known(states[-1], active)
+        sizes = [size if on else 0 for size, on in zip(self._sizes, measured, strict=True)]
+        mine = self._mine(measured, _owners(sizes, world(self._ranks)[1]))
         pairs = [(previous[0], states[0])]
         if self.halves:
             (before_a, before_b), (now_a, now_b) = previous, states
-            drift = MeanState(before_a, before_b), MeanState(now_a, now_b)
             scaled_a, scaled_b = at_scale_of(states, previous)
-            noise = MeanState(now_a, scaled_b), MeanState(scaled_a, now_b)
-            pairs = [drift, noise]
-        for batch in self._batches(mine, pairs[0][0]):
-            sides = [[self._vectors(index, pair[side]) for pair in pairs for index in batch] for side in (0, 1)]
-            moved, *apart = self._divergences(_distributions(sides[0]), _distributions(sides[1])).reshape(len(pairs), -1)
+            pairs = [(mean(before_a, before_b), mean(now_a, now_b)), (mean(now_a, scaled_b), mean(scaled_a, now_b))]
+        formed = [[Vectors(state) for state in pair] for pair in pairs]
+        for batch in self._batches(mine, formed[0][0]):
+            sides = [[self._vectors(index, pair[side]) for pair in formed for index in batch] for side in (0, 1)]
+            moved, *apart = self._divergences(batch, _distributions(sides[0]), _distributions(sides[1])).reshape(len(pairs), -1)
             found[:, batch] = (moved - apart[0], apart[0]) if apart else (np.sqrt(moved), 0 * moved)
         return found, measured
 
-    def _known(self, index: int, states: list[State]) -> bool:
-        return all(is_known(self._groups[index], state, factored=bool(self.factored[index])) for state in states)
+    def _known(self, state: State, active: Bools) -> Bools:
+        wanted = zip(self._groups, self.factored.tolist(), active.tolist(), strict=True)
+        return np.array([on and is_known(group, state, factored=factored) for group, factored, on in wanted])
 
-    def _vectors(self, index: int, state: State) -> tuple[Floats32, Floats32]:
-        return group_vectors(self._groups[index], state, factored=bool(self.factored[index]))
+    def _vectors(self, index: int, vectors: Vectors) -> tuple[Floats32, Floats32]:
+        return vectors.of(self._groups[index], factored=bool(self.factored[index]))
 
-    def _divergences(self, reference: Distributions, current: Distributions) -> Floats:
-        bins = self._bins(int(reference.sizes[0]))
+    def _divergences(self, batch: list[int], reference: Distributions, current: Distributions) -> Floats:
+        bins = self._bins(self._sizes[batch[0]])
         return js_divergences(reference, current, mode=self._drift.distance, bins=bins, centre=self._drift.centre)
 
     def _bins(self, size: int) -> int:
         return automatic_bins(size) if self._drift.bins == "auto" else self._drift.bins
 
-    def _batches(self, chosen: list[int], state: State, *, formed: bool = False) -> Iterator[list[int]]:
-        """Groups whose vectors have equal lengths, or are single and of like lengths, as many at a time as scratch memory allows.
-
-        Args:
-            chosen: Numbers of groups.
-            state: Where the lengths are seen for the first time.
-            formed: Whether all values of a group are needed too; groups with and without an average are then kept apart.
-        """
-        shapes: dict[tuple[tuple[int, int, int], bool], list[int]] = {}
+    def _batches(self, chosen: list[int], vectors: Vectors) -> Iterator[list[int]]:
+        """Groups of one kind, as many at a time as scratch memory allows; with and without an element-wise average apart."""
+        kinds: dict[tuple[bool, bool, bool, int], list[int]] = {}
         for index in chosen:
             if index not in self._shapes:
-                rows, columns = self._vectors(index, state)
-                exact = rows.size > 1 or columns.size >= _LARGE
-                length = columns.size if exact else 1 << (columns.size - 1).bit_length()
-                self._shapes[index] = rows.size, length, self._bins(self._sizes[index])
-            shapes.setdefault((self._shapes[index], index in self._elementwise), []).append(index)
-        for ((num_rows, num_columns, _), _), members in shapes.items():
-            budget, values = (self._value_budget, num_rows * num_columns) if formed else (1 << 14, num_columns if num_rows == 1 else 1)
-            most = max(1, min(self._vector_budget // max(num_rows, num_columns if num_rows > 1 else _LEAST), budget // values))
-            yield from (members[first : first + most] for first in range(0, len(members), most))
+                rows, columns = self._vectors(index, vectors)
+                self._shapes[index] = rows.size == 1, rows.size + columns.size + _LEAST
+            averaged, size = index in self._elementwise, self._sizes[index]
+            kind = averaged, averaged and size >= _LARGE, self._shapes[index][0], self._bins(size)
+            kinds.setdefault(kind, []).append(index)
+        for (_, large, _, _), members in kinds.items():
+            batch: list[int] = []
+            room = 0
+            for index in members:
+                need = self._shapes[index][1] + (self._sizes[index] >> 3) if large else self._shapes[index][1]
+                if batch and need > room:
+                    yield batch
+                    batch = []
+                room = (room if batch else self._budget) - need
+                batch.append(index)
+            yield batch
 
     def _compare_with_average(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
         """Each state against the element-wise average of all before; the first state only starts the average."""
         found = np.zeros((2, len(self._groups)))
-        present = np.array([on and self._known(index, states) for index, on in enumerate(active)])
-        for batch in self._batches(self._mine(present, self._owners), states[0], formed=True):
-            vectors = [self._vectors(index, states[0]) for index in batch]
+        present = self._known(states[0], active)
+        formed = Vectors(states[0])
+        for batch in self._batches(self._mine(present, self._owners), formed):
+            vectors = [self._vectors(index, formed) for index in batch]
             if batch[0] in self._elementwise:
-                averages = [(_ONE, self._elementwise[index]) for index in batch]
-                found[0, batch] = np.sqrt(self._divergences(_distributions(averages), _distributions(vectors)))
+                averages = [self._elementwise[index] for index in batch]
+                reference = Values(averages) if averages[0].size >= _LARGE else Sorted(averages)
+                found[0, batch] = np.sqrt(self._divergences(batch, reference, _distributions(vectors)))
             for index, (rows, columns) in zip(batch, vectors, strict=True):
                 self._average(index, np.outer(rows, columns).ravel())
         for frozen in np.flatnonzero(~active).tolist():
@@ -312,16 +304,10 @@ class DriftMeter:
         return [int(index) for index in np.flatnonzero(wanted) if owners[index] == rank]
 
 
-def _distributions(vectors: list[tuple[Floats32, Floats32]]) -> Distributions:
-    lengths = np.array([columns.size for _, columns in vectors])
-    if vectors[0][0].size == 1 and lengths[0] >= _LARGE:
-        return Values(np.stack([columns for _, columns in vectors]))
-    if (lengths == lengths[0]).all():
-        return Products(np.stack([rows for rows, _ in vectors]), np.stack([columns for _, columns in vectors]))
-    table = np.full((len(vectors), lengths.max()), np.inf, np.float32)
-    for row, (_, columns) in zip(table, vectors, strict=True):
-        row[: columns.size] = columns
-    return Products(np.stack([rows for rows, _ in vectors]), table, lengths)
+def _distributions(vectors: list[tuple[Floats32, Floats32]]) -> Products | Sorted:
+    if vectors[0][0].size == 1:
+        return Sorted([columns for _, columns in vectors])
+    return Products(vectors)
 
 
 def _owners(sizes: list[int], num_ranks: int) -> list[int]:

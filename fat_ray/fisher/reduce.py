@@ -58,12 +58,14 @@ def reduce_sums(sums: Sums, device: torch.device, ranks: Ranks = None) -> Totals
     if not sums:
         return {}
     counts = torch.tensor([float(count) for _, count in sums.values()], dtype=torch.float64, device=device)
-    flat = all_sum(torch.cat([*(value.flatten().to(torch.float64) for value, _ in sums.values()), counts]), ranks).cpu()
-    *parts, totals = torch.split(flat, [value.numel() for value, _ in sums.values()] + [len(sums)])
-    return {
-        key: (part.reshape(value.shape).numpy(), float(total))
-        for (key, (value, _)), part, total in zip(sums.items(), parts, totals, strict=True)
-    }
+    # counts are float64, and so is what they are joined with
+    flat = all_sum(torch.cat([*(value.flatten() for value, _ in sums.values()), counts]), ranks).cpu().numpy()
+    totals: Totals = {}
+    start = 0
+    for (key, (value, _)), count in zip(sums.items(), flat[flat.size - len(sums) :].tolist(), strict=True):
+        totals[key] = flat[start : start + value.numel()].reshape(value.shape), count
+        start += value.numel()
+    return totals
 
 
 def check_agreement(what: str, payload: bytes, device: torch.device, ranks: Ranks = None) -> None:

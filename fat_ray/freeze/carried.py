@@ -8,8 +8,8 @@ import numpy as np
 import torch.distributed as dist
 
 from fat_ray.errors import InputError
+from fat_ray.fisher.flat import Arrays, below, prefixed
 from fat_ray.fisher.reduce import world
-from fat_ray.fisher.state import Arrays, below, prefixed
 from fat_ray.freeze.freezer import Freezer
 
 

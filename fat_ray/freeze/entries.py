@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from fat_ray.errors import InputError
+from fat_ray.fisher.flat import Arrays, below, prefixed
 from fat_ray.fisher.groups import Group
-from fat_ray.fisher.state import Arrays, below, prefixed
 from fat_ray.freeze.forms import Bools, Form, GroupedTensor, grouped_tensors
 from fat_ray.freeze.guard import Guard, Held
 from fat_ray.freeze.migrate import Migration, Move, Piece

@@ -28,10 +28,11 @@ from fat_ray import rules
 from fat_ray.errors import DivergedError, InputError, SpecError
 from fat_ray.events import Drift, Freeze
 from fat_ray.fisher.collector import Collector, Share, Sums
+from fat_ray.fisher.flat import Arrays, below
 from fat_ray.fisher.groups import build_groups
 from fat_ray.fisher.meter import DriftMeter, build_formulas
 from fat_ray.fisher.reduce import Ranks, check_agreement, check_layout, world
-from fat_ray.fisher.state import Arrays, Floats32, below
+from fat_ray.fisher.state import Floats32
 from fat_ray.freeze.context import describe, group_spec
 from fat_ray.freeze.entries import ActiveEntries
 from fat_ray.freeze.gradients import MeanGradients

@@ -20,8 +20,8 @@ except ImportError:
 
 from fat_ray.errors import InputError
 from fat_ray.fisher.collector import Share
+from fat_ray.fisher.flat import Arrays
 from fat_ray.fisher.reduce import world
-from fat_ray.fisher.state import Arrays
 from fat_ray.freeze.carried import gather_state, load_gathered
 from fat_ray.freeze.ddp import wrap_again
 from fat_ray.freeze.freezer import Emit, Freezer

@@ -13,12 +13,11 @@ from fat_ray.engine.step import Trainer, wrap
 from fat_ray.errors import RankDisagreementError
 from fat_ray.events import Drift, Eval, Freeze, Status, Step
 from fat_ray.fisher.reduce import check_agreement, world
-from fat_ray.fisher.state import State
 from fat_ray.freeze.measured import FisherDrift
 from fat_ray.records.sink import MemorySink
 from fat_ray.spec.run import FreezeSpec
 from tests.support.distributed import run_distributed
-from tests.support.factors import collect
+from tests.support.factors import FactorState, collect
 from tests.support.jobs import task_of, tiny_job
 
 CPU = torch.device("cpu")
@@ -30,7 +29,7 @@ def network_without_batch_statistics() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 6, 3, groups=2), nn.GroupNorm(2, 6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4))
 
 
-def collect_share(parts: int = 1, halves: bool = True) -> list[State]:
+def collect_share(parts: int = 1, halves: bool = True) -> list[FactorState]:
     """Factors of a fixed batch of which each rank sees its share."""
     model = wrap(network_without_batch_statistics())
     x, y = torch.randn(BATCH, 2, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(BATCH) % 4
@@ -39,7 +38,7 @@ def collect_share(parts: int = 1, halves: bool = True) -> list[State]:
     return collect(inner, lambda _, a, b: functional.cross_entropy(model(a), b), x, y, parts=parts, halves=halves)
 
 
-def collect_whole_and_in_parts() -> list[list[State]]:
+def collect_whole_and_in_parts() -> list[list[FactorState]]:
     """With one backward, and with as many micro-batches as this rank has examples."""
     return [collect_share(parts) for parts in (1, BATCH // world()[1])]
 

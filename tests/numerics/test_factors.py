@@ -11,9 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from fat_ray.fisher.collector import Collector, Share, covered_layers
 from fat_ray.fisher.factors import ExactFormulas
+from fat_ray.fisher.flat import NOTHING, Flat
 from fat_ray.fisher.groups import Group, build_groups
 from fat_ray.fisher.state import State, group_values
-from tests.support.factors import WHOLE, collect, states
+from tests.support.factors import WHOLE, FactorState, collect, states
 
 BATCH = 4
 
@@ -147,13 +148,13 @@ def test_bias_fisher_is_the_mean_square_of_the_output_gradient(name: str) -> Non
     torch.testing.assert_close(fisher(model, state, "0.bias"), expected.flatten(), rtol=1e-4, atol=1e-7)
 
 
-def fisher(model: nn.Module, state: State, parameter: str) -> Tensor:
+def fisher(model: nn.Module, state: FactorState, parameter: str) -> Tensor:
     """Values of one whole parameter under a state."""
     for group in build_groups(model, WHOLE):
         for member in group.members:
             if member.parameter == parameter:
                 alone = Group(group.name, group.layer, group.kind, (member,))
-                return torch.from_numpy(group_values(alone, state, factored=True))
+                return torch.from_numpy(group_values(alone, State(Flat.of(state), NOTHING), factored=True))
     raise AssertionError(parameter)
 
 
@@ -223,13 +224,13 @@ def mixed_batch(kind: type[Mixed] = Mixed) -> tuple[nn.Module, Tensor, Tensor]:
     return model, torch.randn(BATCH, 1, 6, 6), torch.arange(BATCH) % 3
 
 
-def assert_same(found: State, expected: State, rtol: float = 1e-4) -> None:
+def assert_same(found: FactorState, expected: FactorState, rtol: float = 1e-4) -> None:
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=rtol, atol=1e-9)
 
 
-def plain() -> State:
+def plain() -> FactorState:
     (state,) = collect(*reorder(mixed_batch()))
     return state
 

@@ -13,9 +13,10 @@ from fat_ray.engine.step import Trainer
 from fat_ray.events import Drift, Freeze, Step
 from fat_ray.fisher.collector import Collector, Share
 from fat_ray.fisher.drift import js_distance
+from fat_ray.fisher.flat import NOTHING, RunningAverage
 from fat_ray.fisher.groups import Group, build_groups
 from fat_ray.fisher.released import ReleasedFormulas
-from fat_ray.fisher.state import RunningAverage, group_values
+from fat_ray.fisher.state import State, group_values
 from fat_ray.freeze.measured import FisherDrift
 from fat_ray.freeze.policy import Observation
 from fat_ray.spec.job import RunJob
@@ -133,8 +134,7 @@ def test_fisher_values(name: str) -> None:
     collector.arm(list(collector.layers), Share(len(x)))
     functional.cross_entropy(model(x), y).backward()
     (raw,) = states(collector.take(), collector.layers, formulas, (1,))
-    average = RunningAverage("reset", 0.2)
-    state = {key: average.update(key, value) for key, value in raw.items()}
+    state = State(RunningAverage("reset", 0.2).update(raw), NOTHING)
     covered = 0
     for group in groups:
         (member,) = group.members

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from fat_ray.fisher.collector import Sums
 from fat_ray.fisher.drift import MAX_DISTANCE
+from fat_ray.fisher.flat import RunningAverage
 from fat_ray.fisher.groups import build_groups
 from fat_ray.fisher.meter import DriftMeter, build_formulas
-from fat_ray.fisher.state import RunningAverage
 from fat_ray.freeze.entries import ActiveEntries
 from fat_ray.freeze.measured import FisherDrift
 from fat_ray.freeze.policy import Observation, Policy
@@ -264,7 +264,7 @@ def test_factors_tell_true_labels_from_shuffled_ones_unless_they_restart(preset:
     rows = []
     for labels in (y, y[torch.randperm(64, generator=generator)]):
         (state,) = collect(model, lambda m, a, b: functional.cross_entropy(m(a), b), x, labels, formulas=formulas)
-        rows.append(RunningAverage(spec.average, spec.decay).update(("2", "row"), state["2", "row"]))
+        rows.append(RunningAverage(spec.average, spec.decay).update(state)["2", "row"])
     alive = rows[1] > rows[1].min()
     ratio = np.median(rows[1][alive] / rows[0][alive])
     assert ratio > 10 if told else 1 <= ratio < 1.05

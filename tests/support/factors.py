@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from fat_ray.fisher.collector import Collector, Share, Sums
 from fat_ray.fisher.factors import ExactFormulas, Formulas
+from fat_ray.fisher.flat import Array, PartKey
 from fat_ray.fisher.groups import build_groups
 from fat_ray.fisher.reduce import reduce_sums, world
-from fat_ray.fisher.state import State
 from fat_ray.spec.run import GroupSpec
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -19,9 +19,13 @@ CPU = torch.device("cpu")
 WHOLE = GroupSpec(blocks=1, min_block=1)
 
 
+FactorState = dict[PartKey, Array]
+"""Finished factors by (layer, part)."""
+
+
 def collect(
     model: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, parts: int = 1, halves: bool = False, formulas: Formulas | None = None
-) -> list[State]:
+) -> list[FactorState]:
     """Factors of each half (or of the whole) of this rank's share of a batch, spread over micro-batches.
 
     Args:
@@ -46,10 +50,10 @@ def collect(
     return states(collector.take(), collector.layers, formulas, (0, 1) if halves else (1,))
 
 
-def states(sums: Sums, layers: dict[str, nn.Module], formulas: Formulas, halves: Sequence[int]) -> list[State]:
+def states(sums: Sums, layers: dict[str, nn.Module], formulas: Formulas, halves: Sequence[int]) -> list[FactorState]:
     """Reduced and finished factors of each half."""
     totals = reduce_sums(sums, CPU)
-    found: list[State] = []
+    found: list[FactorState] = []
     for half in halves:
         state = {}
         for layer, module in layers.items():

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from fat_ray.fisher.compare import js_divergences
 from fat_ray.fisher.drift import Centre, Floats32, Mode, js_distance, log_of, smallest_reaching
 from fat_ray.fisher.products import Products
-from fat_ray.fisher.values import Values
+from fat_ray.fisher.values import Sorted, Values
 
 Factors = tuple[Floats32, Floats32]
+KINDS: list[tuple[Mode, Centre]] = [("log", "none"), ("log", "median"), ("raw", "none")]
 
 
 @st.composite
@@ -34,19 +35,23 @@ def factors(draw: st.DrawFn) -> tuple[Factors, Factors]:
     return reference, reference if draw(st.booleans()) and draw(st.booleans()) else current
 
 
+def products_of(state: Factors) -> Products:
+    return Products(list(zip(*state, strict=True)))
+
+
 def formed(state: Factors, index: int) -> Floats32:
     return np.outer(state[0][index], state[1][index]).ravel()
 
 
 @pytest.mark.timeout(50)
 @settings(max_examples=60, deadline=None)
-@given(factors(), st.sampled_from([("log", "none"), ("log", "median"), ("raw", "none")]), st.sampled_from([2, 16, 64]), st.booleans())
+@given(factors(), st.sampled_from(KINDS), st.sampled_from([2, 16, 64]), st.booleans())
 def test_distances_are_those_of_the_definition(
     states: tuple[Factors, Factors], kind: tuple[Mode, Centre], bins: int, given_values: bool
 ) -> None:
     mode, centre = kind
-    reference = Values(np.stack([formed(states[0], i) for i in range(len(states[0][0]))])) if given_values else Products(*states[0])
-    found = np.sqrt(js_divergences(reference, Products(*states[1]), mode=mode, bins=bins, centre=centre))
+    reference = Values([formed(states[0], i) for i in range(len(states[0][0]))]) if given_values else products_of(states[0])
+    found = np.sqrt(js_divergences(reference, products_of(states[1]), mode=mode, bins=bins, centre=centre))
     expected = [js_distance(*(formed(state, i) for state in states), mode=mode, bins=bins, centre=centre) for i in range(len(found))]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -56,16 +61,15 @@ def test_distances_are_those_of_the_definition(
 @given(factors(), st.integers(0, 2**32 - 1))
 def test_counts_and_ranges_at_thresholds_that_are_values_or_their_neighbours(states: tuple[Factors, Factors], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    products = Products(*states[0])
-    for index in range(len(products.sizes)):
+    for index in range(len(states[0][0])):
         values = np.sort(formed(states[0], index))
         chosen = rng.choice(values, 5)
         marks = np.concatenate([chosen, np.nextafter(chosen, np.float32(np.inf)), np.nextafter(chosen, np.float32(0)), [0, np.inf]]).astype(
             np.float32
         )
-        one = Products(states[0][0][index : index + 1], states[0][1][index : index + 1])
+        one = Products([(states[0][0][index], states[0][1][index])])
         low, high = np.sort(rng.choice(marks, 2))
-        for distribution in (one, Values(formed(states[0], index)[None])):
+        for distribution in (one, Sorted([formed(states[0], index)]), Values([formed(states[0], index)])):
             np.testing.assert_array_equal(distribution.counts(marks[None])[0], np.searchsorted(values, marks))
             inside, lengths = distribution.between(np.array([low]), np.array([high]))
             np.testing.assert_array_equal(np.sort(inside), values[(values >= low) & (values < high)])
@@ -73,18 +77,25 @@ def test_counts_and_ranges_at_thresholds_that_are_values_or_their_neighbours(sta
             np.testing.assert_array_equal(distribution.extremes()[0], values[[0, -1]])
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.integers(0, 2**32 - 1), st.sampled_from(["none", "median"]))
-def test_single_vectors_of_different_lengths(lengths: list[int], seed: int, centre: Centre) -> None:
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 300)), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
+def test_distributions_of_all_lengths_side_by_side(shapes: list[tuple[int, int]], seed: int) -> None:
+    """Two distributions share their longer vector, as the blocks of a layer do."""
     rng = np.random.default_rng(seed)
-    states = [[rng.lognormal(-25, 2, length).astype(np.float32) for length in lengths] for _ in range(2)]
-    tables = [np.stack([np.pad(v, (0, max(lengths) - v.size), constant_values=np.inf) for v in state]) for state in states]
-    ones, counts = np.ones((len(lengths), 1), np.float32), np.array(lengths)
-    reference, current = (Products(ones, table, counts) for table in tables)
-    for mode in ("log", "raw"):
-        found = np.sqrt(js_divergences(reference, current, mode=mode, bins=16, centre=centre))
-        expected = [js_distance(a, b, mode=mode, bins=16, centre=centre) for a, b in zip(*states, strict=True)]
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    states = [[(vector(rng, rows), vector(rng, columns)) for rows, columns in shapes] for _ in range(2)]
+    for state in states:
+        state.append((vector(rng, 7), state[0][1]))
+    values = [[np.outer(*pair).ravel() for pair in state] for state in states]
+    for mode, centre in KINDS:
+        expected = [js_distance(a, b, mode=mode, bins=16, centre=centre) for a, b in zip(*values, strict=True)]
+        for reference, current in ((Products(states[0]), Products(states[1])), (Sorted(values[0]), Values(values[1]))):
+            found = np.sqrt(js_divergences(reference, current, mode=mode, bins=16, centre=centre))
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def vector(rng: np.random.Generator, length: int) -> Floats32:
+    values = rng.lognormal(-12, 2, length) * (rng.random(length) > 0.2)
+    return values.astype(np.float32)
 
 
 @settings(max_examples=100, deadline=None)
