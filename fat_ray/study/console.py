@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune import Callback
@@ -14,9 +15,11 @@ from fat_ray.study.ledger import Ledger
 from fat_ray.study.portrait import Portrait
 from fat_ray.view import text
 from fat_ray.view.picture import TrialLine
-from fat_ray.view.render import left, render, setting, value
+from fat_ray.view.render import as_html, left, render, setting, value
 
 REFRESH_PER_S = 1.0
+
+ShowHtml = Callable[[str], None]
 
 
 class ConsoleCallback(Callback):  # type: ignore[misc]
@@ -26,12 +29,20 @@ class ConsoleCallback(Callback):  # type: ignore[misc]
         spec: The study.
         ledger: Its trials.
         quiet: Show nothing.
-        plain: Lines even on a terminal.
+        plain: Lines even on a terminal or in a notebook.
         console: Where to; default stderr.
+        show_html: Shows a page in the place of the last one, in a notebook; None elsewhere.
     """
 
     def __init__(
-        self, spec: StudySpec, ledger: Ledger, *, quiet: bool = False, plain: bool = False, console: Console | None = None
+        self,
+        spec: StudySpec,
+        ledger: Ledger,
+        *,
+        quiet: bool = False,
+        plain: bool = False,
+        console: Console | None = None,
+        show_html: ShowHtml | None = None,
     ) -> None:
         self._ledger, self._quiet = ledger, quiet
         self._objectives = spec.objectives
@@ -41,6 +52,8 @@ class ConsoleCallback(Callback):  # type: ignore[misc]
         # Decided now: stdout may be redirected while the study runs.
         self._is_live = self._console.is_terminal and sys.stdout.isatty() and not quiet and not plain
         self._live: Live | None = None
+        self._show_html = None if quiet or plain else show_html
+        self._next_page_s = float("-inf")
         self._width = 0
         self._told = 0
         self._is_over = False
@@ -59,8 +72,12 @@ class ConsoleCallback(Callback):  # type: ignore[misc]
             self._live.start()
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:  # noqa: ARG002 - Tune's interface
-        """A line per warning."""
+        """A line per warning; in a notebook, the picture every now and then."""
         self._warn()
+        now_s = time.monotonic()
+        if self._show_html is not None and now_s >= self._next_page_s:
+            self._next_page_s = now_s + 1 / REFRESH_PER_S
+            self._show_html(as_html(self._portrait()))
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002 - Tune's interface
         """A line per trial that starts."""
@@ -96,6 +113,8 @@ class ConsoleCallback(Callback):  # type: ignore[misc]
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._show_html is not None:
+            self._show_html(as_html(self._portrait()))
 
     def render(self) -> RenderableType:
         """What the terminal shows now. One that became narrower has broken the lines of the last picture: it is wiped."""
@@ -122,5 +141,17 @@ class ConsoleCallback(Callback):  # type: ignore[misc]
             self._told += 1
 
     def _line(self, words: str) -> None:
-        if not self._quiet and not self._is_live:
+        if not self._quiet and not self._is_live and self._show_html is None:
             self._console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+
+def notebook() -> ShowHtml | None:
+    """Shows pages in the notebook's present cell, each in the place of the last one; None where this is no notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if shell is None or type(shell).__name__ != "ZMQInteractiveShell":
+        return None
+    from IPython.display import HTML, display
+
+    handle = display(HTML(""), display_id=True)
+    return lambda page: handle.update(HTML(page))

@@ -16,7 +16,7 @@ from fat_ray.spec.study import StudySpec
 from fat_ray.study.announce import Announcer, OnEvent
 from fat_ray.study.beacon import Beacon
 from fat_ray.study.callbacks import Keeper, Shares
-from fat_ray.study.console import ConsoleCallback
+from fat_ray.study.console import ConsoleCallback, notebook
 from fat_ray.study.disk import DiskGuard, check_space, space
 from fat_ray.study.ledger import Ledger
 from fat_ray.study.plan import Plan
@@ -32,7 +32,8 @@ class Watch:
 
     def __init__(self, spec: StudySpec, directory: Path, ledger: Ledger, *, quiet: bool, on_event: OnEvent | None) -> None:
         self._spec, self._directory, self._ledger = spec, directory, ledger
-        self._console = ConsoleCallback(spec, ledger, quiet=quiet, plain=on_event is not None)
+        page = None if quiet or on_event else notebook()
+        self._console = ConsoleCallback(spec, ledger, quiet=quiet, plain=on_event is not None, show_html=page)
         self._announcer = Announcer(spec, directory, ledger, on_event) if on_event else None
         self._beacon = Beacon(directory, ledger)
         self._begun = False

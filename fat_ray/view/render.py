@@ -1,5 +1,6 @@
 """The picture of a study for a terminal: how far it is, its front, its trials, and what went wrong; as wide and high as there is room."""
 
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ _UNLIMITED = 10_000
 _MIN_SETTING = 8
 _BEFORE_SETTINGS = 4
 _MAX_WARNINGS = 3
+_PAGE_WIDTH = 110
+_PAGE = '<pre style="line-height: 1.3; white-space: pre; overflow-x: auto">{code}</pre>'
 _FIXED_LINES = 14  # header, titles, headings of two lines, legend, blank lines between the parts, and the line of the cursor
 
 
@@ -72,6 +75,13 @@ def render(picture: Picture, console: Console, *, height: int | None = None, all
     if problems:
         parts += [Text(), *_warnings(problems, None if height is None or all_warnings else _MAX_WARNINGS, console.width)]
     return Group(*parts)
+
+
+def as_html(picture: Picture, width: int = _PAGE_WIDTH) -> str:
+    """The whole picture for a notebook."""
+    console = Console(record=True, width=width, file=io.StringIO(), force_jupyter=False)
+    console.print(render(picture, console))
+    return console.export_html(inline_styles=True, code_format=_PAGE)
 
 
 def _room(front: int, problems: int, height: int | None) -> tuple[int, int]:

@@ -1,14 +1,16 @@
 """What the console shows, on a terminal of fixed size and on none. How it looks: tests/unit/view/test_render.py."""
 
 import io
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from fat_ray.events import RunEnd, Status
 from fat_ray.spec.baseline import as_section
-from fat_ray.study.console import ConsoleCallback
+from fat_ray.study.console import ConsoleCallback, notebook
 from fat_ray.study.jobs import reference_trial, search_trial
 from fat_ray.study.ledger import Close, Ledger
 from fat_ray.study.portrait import Portrait
@@ -162,3 +164,35 @@ def test_where_somebody_listens_on_stdout_there_are_lines(ledger: Ledger, monkey
     callback.setup()
     callback.on_trial_start(0, [], TuneTrial("t0000"))
     assert terminal.getvalue().startswith("t0000 started with")
+
+
+def test_in_a_notebook_one_page_is_kept_up_to_date(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, pages, text = [0.0], list[str](), io.StringIO()
+    monkeypatch.setattr("fat_ray.study.console.time.monotonic", lambda: clock[0])
+    callback = ConsoleCallback(small_study(search=SEARCH), ledger, console=Console(file=text), show_html=pages.append)
+    for clock[0] in (0.0, 0.5, 1.5):
+        callback.on_step_begin(0, [])
+    callback.on_trial_start(0, [], TuneTrial("t0000"))
+    ledger.warn("the disk is nearly full")
+    callback.close("done", "")
+    assert len(pages) == 3
+    assert "t0000" in pages[0]
+    assert "the disk is nearly full" in pages[-1]
+    assert text.getvalue() == ""
+
+
+def test_this_is_no_notebook() -> None:
+    assert notebook() is None
+
+
+def test_a_notebook_is_known_by_its_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    handle = SimpleNamespace(update=shown.append)
+    shell = type("ZMQInteractiveShell", (), {})()
+    display = SimpleNamespace(HTML=str, display=lambda page, display_id: handle)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    show = notebook()
+    assert show is not None
+    show("<p>")
+    assert shown == ["<p>"]
