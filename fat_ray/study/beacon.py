@@ -2,7 +2,8 @@
 
 import os
 import threading
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fat_ray.errors import RecordError
@@ -21,7 +22,7 @@ class Beacon:
 
     def __init__(self, directory: Path, ledger: Ledger) -> None:
         self._directory, self._ledger = directory, ledger
-        self._began_at = _now()
+        self._began_at = _at(ledger.started_s - time.monotonic())
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="fat_ray-beacon", daemon=True)
 
@@ -43,12 +44,13 @@ class Beacon:
 
     def _say(self, state: str, detail: str) -> None:
         ledger = self._ledger
-        report = DriverReport(os.getpid(), this_host(), self._began_at, _now(), state, detail, ledger.total, list(ledger.notes))
+        report = DriverReport(os.getpid(), this_host(), self._began_at, _at(0.0), state, detail, ledger.total, list(ledger.notes))
         try:
             write_report(self._directory, report)
         except RecordError:  # a full disk, or a file system that is away: silence says it too
             return
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _at(after_s: float) -> str:
+    """So many seconds from now."""
+    return (datetime.now(UTC) + timedelta(seconds=after_s)).isoformat(timespec="seconds")

@@ -48,6 +48,7 @@ def run_trials(spec: StudySpec, directory: Path, ledger: Ledger, plan: Plan, wat
                 name="tune",
                 storage_path=str(directory / "logs"),
                 verbose=0,
+                progress_reporter=tune.CLIReporter(),  # silent; in a notebook the default one wipes the cell
                 callbacks=[Supervisor(ledger, directory, spec.budget), Mirror(mirror, ledger), *watchers],
                 failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
             ),

@@ -114,7 +114,7 @@ def test_when_the_driver_is_gone_what_ran_is_interrupted(study: Path) -> None:
     assert picture.state == "gone"
     assert f"fat-ray resume {study} goes on" in picture.detail
     assert [trial.state for trial in picture.trials] == ["interrupted"]
-    assert (picture.running, picture.queued, picture.elapsed_s) == (0, 0, 240.0)
+    assert (picture.running, picture.queued, picture.elapsed_s) == (0, 4, 240.0)
 
 
 def test_what_the_driver_knows_better_is_taken_from_it(study: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fat_ray.errors import OutputError
+from fat_ray.errors import OutputError, RecordError
 from fat_ray.records.driver import read_report
 from fat_ray.study import beacon
 from fat_ray.study.ledger import Close, Ledger
@@ -110,3 +110,17 @@ def test_no_secret_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with study(tmp_path, ledger):
         logging.getLogger("fat_ray").warning("refused planted-0123456789")
     assert ledger.notes == ["refused [redacted]"]
+
+
+def test_what_a_full_disk_breaks_is_said_to_be_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> None:
+        with study(tmp_path, Ledger(3)) as watch:
+            watch.begin(PLAN, 4096)
+            monkeypatch.setattr("fat_ray.study.watch.free_bytes", lambda _: 0)
+            raise EOFError("Ran out of input")  # as Ray says it
+
+    with pytest.raises(RecordError, match=r"is full: 0\.0 MiB free\. What was recorded is whole; make space, then fat-ray resume"):
+        run()
+    state, detail = last_word(tmp_path)
+    assert state == "failed"
+    assert "is full" in detail
