@@ -18,6 +18,7 @@ from fat_ray.events import Eval, GroupInfo, RunEnd, RunStart, Status, Step
 from fat_ray.records.driver import DriverReport, this_host, write_report
 from fat_ray.records.manifest import create_study
 from fat_ray.records.parquet import ParquetSink
+from fat_ray.spec.baseline import BaselineSpec
 from fat_ray.spec.study import Objective, StudySpec
 from fat_ray.spec.study import as_json as spec_as_json
 
@@ -97,6 +98,18 @@ def test_trials_are_told_with_all_their_seeds(study: Path) -> None:
     assert (half.state, half.seeds_done, half.values) == ("running", 1, None)  # its second seed is still to come
     assert [trial.name for trial in picture.front] == ["t0001"]
     assert (picture.done, picture.running, picture.queued) == (2, 1, 2)
+
+
+def test_what_a_baseline_sets_is_told(tmp_path: Path) -> None:
+    half = BaselineSpec(name="half", set={"freeze.floor": 0.5})
+    create_study(tmp_path, SPEC.model_copy(update={"baselines": ["none", half]}), "name: small\n")
+    for label in ("none", "half"):
+        sink = ParquetSink(tmp_path, f"{label}-s0")
+        groups = [GroupInfo("a", "a", "Linear", 300)]
+        sink.emit(RunStart(f"{label}-s0", "small", None, 0, "baseline", label, {}, spec_as_json(SPEC.run), {}, groups, BEGAN))
+        sink.flush()
+    lines = {trial.name: trial for trial in read_status(tmp_path).trials}
+    assert (lines["half"].params, lines["none"].params, lines["none"].is_baseline) == ({"freeze.floor": 0.5}, {}, True)
 
 
 def test_a_running_trial_tells_how_far_it_is(study: Path) -> None:
