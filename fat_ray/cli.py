@@ -24,6 +24,7 @@ from fat_ray.records.redact import scrub
 
 if TYPE_CHECKING:
     from fat_ray.spec.load import LoadedStudy
+    from fat_ray.study.launch import StudyOutcome
 
 app = typer.Typer(
     help="Distributed hyperparameter studies for Fisher-guided progressive freezing.",
@@ -195,6 +196,7 @@ def launch(
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="Trials of the search; default: budget.trials.")] = None,
     wandb: Wandb = None,
     quiet: Quiet = False,
+    json: Annotated[bool, typer.Option("--json", help="Tell on stdout what happens, one JSON object per line, and nothing else.")] = False,
 ) -> None:
     """Run a study: the search and its baselines, then compare all runs and write the report."""
     loaded = _load(study, set_, **{"budget.trials": trials, "wandb.mode": wandb})
@@ -203,14 +205,28 @@ def launch(
             f"--trials {trials}: {study} searches nothing, so its base setting is run once; give search, or leave --trials out"
         )
     from fat_ray.study.launch import launch as launch_study
+    from fat_ray.view.document import line_writer
 
     directory = (out or Path(loaded.spec.output)) / loaded.spec.name
     _SESSION.directory = directory
-    outcome = launch_study(loaded.spec, text=loaded.text, directory=directory, address=address, quiet=quiet, command=tuple(sys.argv[1:]))
+    outcome = launch_study(
+        loaded.spec,
+        text=loaded.text,
+        directory=directory,
+        address=address,
+        quiet=quiet,
+        on_event=line_writer(sys.stdout) if json else None,
+        command=tuple(sys.argv[1:]),
+    )
     if outcome.runs:
-        _conclude(directory)
-    for note in outcome.notes:
-        typer.echo(f"note: {note}", err=True)
+        _conclude(directory, shown=not json)
+    _take_leave(outcome, directory, quiet=quiet)
+
+
+def _take_leave(outcome: "StudyOutcome", directory: Path, *, quiet: bool) -> None:
+    """The last words after a study, and its exit code. Unless it was quiet, the console has shown the notes already."""
+    for note in outcome.notes if quiet else ():
+        typer.echo(f"warning: {note}", err=True)
     for ended in outcome.runs:
         if ended.status in ("failed", "diverged"):
             typer.echo(f"{ended.run} {ended.status}: {ended.reason}", err=True)
@@ -220,6 +236,8 @@ def launch(
         _stop(outcome.failure, 1)
     if outcome.failed:
         _stop(f"{outcome.failed} of {len(outcome.runs)} runs failed; tracebacks lie in {directory / 'logs'}", 1)
+    if outcome.closed == "too little disk space":
+        _stop(f"stopped for want of disk space; make some, then fat-ray resume {directory} goes on", 1)
 
 
 @_command("fat-ray run studies/quickstart.yaml --set freeze.policy=none --workers 2 --seed 1")
@@ -289,11 +307,13 @@ def export(
         typer.echo(f"note: {exported.run} is at step {exported.step} of {exported.steps}", err=True)
 
 
-def _conclude(directory: Path) -> None:
-    """The end of a study or run: the comparison, and where everything lies."""
+def _conclude(directory: Path, *, shown: bool = True) -> None:
+    """The end of a study or run: the report, and unless something else stands on stdout the comparison and where everything lies."""
     from fat_ray.analysis.report import write_report
 
     report_path = write_report(directory)
+    if not shown:
+        return
     _print_comparison([directory], Format.TABLE)
     _print(f"\nstudy    {directory}\nrecords  {directory / 'records'}\nreport   {report_path}")
     for parent in sorted({str(path.parent) for path in directory.glob("wandb/**/offline-run-*/")}):
@@ -333,13 +353,23 @@ def report(directory: StudyDirectory) -> None:
     _print(write_report(directory))
 
 
-@_command("fat-ray status out/quickstart")
-def status(directory: StudyDirectory, *, json: AsJson = False) -> None:
-    """Show how the runs of a study stand; also while it runs."""
-    from fat_ray.analysis.status import as_json, as_text, read_status
+@_command("fat-ray status out/quickstart --watch")
+def status(
+    directory: StudyDirectory,
+    *,
+    json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every few seconds until the study is over.")] = False,
+) -> None:
+    """Show how a study stands: while it runs, here or elsewhere, and after it."""
+    from fat_ray.analysis.status import as_json, read_status
 
-    state = read_status(directory)
-    _print(as_json(state) if json else as_text(state))
+    if json:
+        _print(as_json(read_status(directory), directory))
+        return
+    from fat_ray.analysis.follow import follow, show
+
+    with _writing_stdout():
+        follow(directory) if watch else show(directory)
 
 
 @_command("fat-ray doctor --out results")

@@ -6,10 +6,12 @@ one entry per group. Source: arXiv 2606.10196, Alg. 1 and 2; floor and cap are t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -239,3 +241,37 @@ def compromise(values: Mapping[str, Sequence[float]], directions: Sequence[str])
     low, high = costs.min(axis=0), costs.max(axis=0)
     scaled = (costs - low) / np.where(high > low, high - low, 1.0)
     return list(values)[int(np.argmin((scaled**2).sum(axis=1)))]
+
+
+def front_ranks(values: ArrayLike, directions: Sequence[str]) -> list[int]:
+    """The Pareto rank of each point: 1 for the front, 2 for the front without the first, and so on.
+
+    A point dominates another when it is at least as good in every objective and better in one; equal points share a rank. With one
+    objective this is the dense rank.
+
+    Args:
+        values: Finite numbers of shape (points, objectives).
+        directions: ``maximize`` or ``minimize`` per objective.
+    """
+    signs = np.array([-1.0 if direction == "maximize" else 1.0 for direction in directions])
+    costs: Floats = np.asarray(values, dtype=np.float64).reshape(-1, len(directions)) * signs
+    no_worse: Bools = np.all(costs[:, None, :] <= costs[None, :, :], axis=2)  # [i, j]: i is nowhere worse than j
+    dominates = no_worse & ~no_worse.T
+    ranks = np.zeros(len(costs), dtype=np.int64)
+    rank = 0
+    while (open_points := ranks == 0).any():
+        rank += 1
+        beaten: Bools = np.any(dominates[open_points], axis=0)
+        ranks[open_points & ~beaten] = rank
+    return [int(found) for found in ranks]
+
+
+def running_mean(seeds: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """For each step of the last seed the mean over this seed and those before it that have that step.
+
+    Args:
+        seeds: For each seed, in the order in which they were trained, a value by step. Steps with a mean that is NaN or infinite are
+            left out.
+    """
+    means = {step: fmean(seed[step] for seed in seeds if step in seed) for step in sorted(seeds[-1] if seeds else ())}
+    return {step: mean for step, mean in means.items() if isfinite(mean)}

@@ -39,6 +39,8 @@ class CheckpointSpec(Strict):
     """Steps between checkpoints; null: one at each evaluation; 0: none at all. The last step has one too."""
     keep: Count = 2
     """Checkpoints kept of each run: the newest, and those before it in case the newest is damaged."""
+    retain: Literal["front", "all"] = "front"
+    """Whose checkpoints a search keeps when a trial has ended. front: those of the Pareto front, which the best is on; all: everybody's."""
 
 
 class TrainSpec(Strict):

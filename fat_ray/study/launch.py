@@ -8,15 +8,18 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from fat_ray.events import Status
 from fat_ray.records.redact import scrub
-from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.study import StudySpec, as_json, num_trials
 from fat_ray.study.environment import prepare, resolve_address
 from fat_ray.study.ledger import Close, Ledger
-from fat_ray.study.opening import opened
+from fat_ray.study.opening import Opened, opened
 from fat_ray.study.plan import plan
+
+if TYPE_CHECKING:
+    from fat_ray.study.announce import OnEvent
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,14 @@ class StudyOutcome:
 
 
 def launch(
-    spec: StudySpec, *, text: str, directory: str | Path, address: str | None = None, quiet: bool = False, command: tuple[str, ...] = ()
+    spec: StudySpec,
+    *,
+    text: str,
+    directory: str | Path,
+    address: str | None = None,
+    quiet: bool = False,
+    on_event: "OnEvent | None" = None,
+    command: tuple[str, ...] = (),
 ) -> StudyOutcome:
     """Runs a study and returns when it is over; a run that fails does not stop it, the first Ctrl-C ends it in good order.
 
@@ -76,6 +86,7 @@ def launch(
         directory: The study's own directory; absent or empty. On a cluster, all nodes must reach it under the same path.
         address: ``host:port`` of a Ray cluster; None: a local one.
         quiet: Show no progress.
+        on_event: Told what happens as it happens, see `fat_ray.study.announce`.
         command: Arguments of the command line, for the manifest.
 
     Raises:
@@ -84,25 +95,29 @@ def launch(
     """
     directory = Path(directory).absolute()
     ledger = Ledger(num_trials(as_json(spec)))
-    with opened(spec, text, directory, command) as mirror:
-        _run(spec, directory, ledger, mirror, resolve_address(address), quiet=quiet)
+    with opened(spec, text, directory, command) as ready:
+        _run(spec, directory, ledger, ready, resolve_address(address), quiet=quiet, on_event=on_event)
     return _outcome(directory, ledger)
 
 
-def _run(spec: StudySpec, directory: Path, ledger: Ledger, mirror: WandbMirror, address: str | None, *, quiet: bool) -> None:
+def _run(
+    spec: StudySpec, directory: Path, ledger: Ledger, ready: Opened, address: str | None, *, quiet: bool, on_event: "OnEvent | None"
+) -> None:
     prepare(address)
     # Ray reads its environment when it is imported, so only now.
     from fat_ray.study.cluster import connect
-    from fat_ray.study.console import ConsoleCallback
     from fat_ray.study.tune import run_trials
+    from fat_ray.study.watch import watched
 
-    console = ConsoleCallback(spec, ledger, quiet=quiet)
-    with connect(address, spec) as nodes, ray_log(directory / "logs" / "ray.log"), interruptible(ledger):
+    with (
+        watched(spec, directory, ledger, quiet=quiet, on_event=on_event) as watch,
+        connect(address, spec) as nodes,
+        ray_log(directory / "logs" / "ray.log"),
+        interruptible(ledger),
+    ):
         how = plan(spec, nodes)
-        try:
-            run_trials(spec, directory, ledger, how, console, mirror)
-        finally:
-            console.close()
+        watch.begin(how, ready.weights_bytes)
+        run_trials(spec, directory, ledger, how, watch.callbacks, ready.mirror)
 
 
 def _outcome(directory: Path, ledger: Ledger) -> StudyOutcome:

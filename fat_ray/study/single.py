@@ -48,7 +48,7 @@ def run_once(
         raise InputError("freeze.policy = random_matched: a single run has no schedule to follow; use launch with this baseline")
     alone = spec.model_copy(update={"search": {}, "baselines": [], "seeds": [seed], "budget": spec.budget.model_copy(update={"trials": 1})})
     job = _job(alone, directory)
-    with opened(alone, text, directory, command) as mirror, _under_ray(alone) if ray else _without_ray() as train, closing(mirror):
+    with opened(alone, text, directory, command) as (mirror, _), _under_ray(alone) if ray else _without_ray() as train, closing(mirror):
         return _follow(job, train, mirror, quiet=quiet)
 
 
@@ -80,7 +80,7 @@ def resume_once(directory: Path, *, workers: int | None = None, ray: bool = Fals
     before = run_end(directory, job.run)
     if before is not None and before.status not in (Status.STOPPED, Status.FAILED):
         return None
-    with reopened(spec, directory) as mirror, _under_ray(spec) if ray else _without_ray() as train, closing(mirror):
+    with reopened(spec, directory) as (mirror, _), _under_ray(spec) if ray else _without_ray() as train, closing(mirror):
         mirror.begin_anew(job.run)
         return _follow(job, train, mirror, quiet=quiet)
 

@@ -1,14 +1,15 @@
 """A study as one Ray Tune experiment: search, scheduler, trial function and callbacks put together."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ray import tune
+from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.callbacks import Mirror, Supervisor
-from fat_ray.study.console import ConsoleCallback
 from fat_ray.study.ledger import Ledger
 from fat_ray.study.plan import Plan
 from fat_ray.study.schedule import CooperativeScheduler
@@ -18,7 +19,7 @@ from fat_ray.train.resources import trial_resources
 from fat_ray.train.run import resolve
 
 
-def run_trials(spec: StudySpec, directory: Path, ledger: Ledger, plan: Plan, console: ConsoleCallback, mirror: WandbMirror) -> None:
+def run_trials(spec: StudySpec, directory: Path, ledger: Ledger, plan: Plan, watchers: Sequence[Callback], mirror: WandbMirror) -> None:
     """Runs all trials of the study on the connected cluster; how each ended is in the ledger, and in the records.
 
     Args:
@@ -26,7 +27,7 @@ def run_trials(spec: StudySpec, directory: Path, ledger: Ledger, plan: Plan, con
         directory: Its directory, absolute.
         ledger: Filled with its trials.
         plan: How many run at the same time.
-        console: Shows the progress.
+        watchers: Called by Tune, after what the study itself needs.
         mirror: Shows the runs in W&B; closed at the end.
     """
     executor = resolve(spec.executor)
@@ -47,7 +48,7 @@ def run_trials(spec: StudySpec, directory: Path, ledger: Ledger, plan: Plan, con
                 name="tune",
                 storage_path=str(directory / "logs"),
                 verbose=0,
-                callbacks=[Supervisor(ledger, directory, spec.budget), Mirror(mirror, ledger), console],
+                callbacks=[Supervisor(ledger, directory, spec.budget), Mirror(mirror, ledger), *watchers],
                 failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
             ),
         ).fit()

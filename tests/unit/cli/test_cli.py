@@ -224,12 +224,16 @@ def test_trials_without_a_search_are_refused(study_file: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_a_search_that_ran_no_trial_ends_with_1(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [(), ("--quiet",)])
+def test_a_search_that_ran_no_trial_ends_with_1(
+    options: tuple[str, ...], study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcome = StudyOutcome(tmp_path, (), None, ("a note",), "the search ran no trial: all 3 suggested settings go wrong")
     monkeypatch.setattr("fat_ray.study.launch.launch", lambda *_, **__: outcome)
-    result = invoke("launch", study_file)
+    result = invoke("launch", study_file, *options)
     assert result.exit_code == 1
-    assert result.stderr == "note: a note\nfat-ray: the search ran no trial: all 3 suggested settings go wrong\n"
+    said = "fat-ray: the search ran no trial: all 3 suggested settings go wrong\n"
+    assert result.stderr == (f"warning: a note\n{said}" if options else said)  # otherwise the console has shown it
 
 
 def test_status_as_json(study: Path) -> None:
