@@ -254,8 +254,8 @@ def run(
 
     chosen = loaded.spec.seeds[0] if seed is None else seed
     directory = (out or Path(loaded.spec.output)) / f"{loaded.spec.name}-run-s{chosen}"
-    given = {"text": loaded.text, "seed": chosen, "ray": ray, "quiet": quiet, "command": sys.argv[1:]}
-    _train_once(directory, lambda: run_once(loaded.spec, directory=directory, **given))
+    train = functools.partial(run_once, loaded.spec, text=loaded.text, directory=directory, seed=chosen, ray=ray, quiet=quiet)
+    _train_once(directory, lambda: train(command=sys.argv[1:]))
 
 
 def _train_once(directory: Path, train: Callable[[], "RunEnd | None"]) -> None:

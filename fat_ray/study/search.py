@@ -6,14 +6,13 @@ scheduler stopped it, and FAIL with the reason otherwise. Baselines are not in i
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from fat_ray.errors import RecordError, RunFailedError, SpecError
+from fat_ray.errors import SpecError
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.reader import runs
 from fat_ray.rules import compromise
@@ -23,9 +22,9 @@ from fat_ray.study.front import trials_without_gain
 from fat_ray.study.jobs import matched_random, reference_trial, search_trial
 from fat_ray.study.journal import Journal
 from fat_ray.study.ledger import Close, Ledger, Trial
-from fat_ray.study.verdict import conclude, objective_values, recall, record_end, seed_values
+from fat_ray.study.verdict import conclude, objective_values, recall, seed_values
 from fat_ray.train.lease import read_driver
-from fat_ray.train.stop import clear_requests
+from fat_ray.train.stop import clear_requests, request_stop
 
 
 class StudySearch(Searcher):  # type: ignore[misc]
@@ -177,20 +176,12 @@ class StudySearch(Searcher):  # type: ignore[misc]
             is_trained = self._left.pop(trial.name)
             for position in range(len(trial.evaluations)):
                 self._report_all(trial, position)
-            if trial.asked_to_stop is Status.PRUNED and not is_trained:
-                self._prune(trial)
-                is_trained = True
             if is_trained:
                 self._conclude(trial, None)
-            else:
-                yield trial
-
-    def _prune(self, trial: Trial) -> None:
-        """Ends a run that was to be pruned when its driver was killed."""
-        job = trial.jobs[trial.seeds_done]
-        reason = f"stopped on request after {trial.step} of {trial.steps} steps"
-        with suppress(RecordError, RunFailedError):  # `conclude` tells why
-            record_end(job, self._directory, Status.PRUNED, reason)
+                continue
+            if trial.asked_to_stop is Status.PRUNED:  # it was to stop when its driver was killed
+                request_stop(self._directory, trial.jobs[trial.seeds_done].run, Status.PRUNED)
+            yield trial
 
     def _matched(self, baseline: BaselineSpec, leader: Trial) -> Iterator[Trial]:
         """The baseline that follows this leader, which an earlier driver may have begun."""

@@ -27,7 +27,7 @@ def run_trial(config: dict[str, Any]) -> None:
     """
     jobs = [RunJob.model_validate_json(text) for text in config["jobs"]]
     for position, job in list(enumerate(jobs))[config["done"] :]:
-        if stop_requested(job.directory, job.run):
+        if stop_requested(job.directory, job.run) is Status.STOPPED:
             return
         try:
             end = fit(job, executor=config["executor"], report=partial(_report, position))

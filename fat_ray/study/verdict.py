@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fat_ray.engine.vault import checkpoints, step_of
 from fat_ray.errors import RecordError, RunFailedError
 from fat_ray.events import RunEnd, RunStart, Status
 from fat_ray.records.parquet import ParquetSink
@@ -83,7 +84,7 @@ def _record_end(trial: Trial, directory: Path, run: str, failure: str | None) ->
 
 
 def recall(trial: Trial, directory: Path) -> bool:
-    """Enters what the records say of a trial that another driver ran, up to the run that is to go on.
+    """Enters what the records say of a trial that another driver ran, up to the checkpoint from which it is to go on.
 
     Returns:
         Whether nothing of it is left to train. A run that failed is: whether that was its own fault, or the consequence of a kill that
@@ -91,31 +92,38 @@ def recall(trial: Trial, directory: Path) -> bool:
     """
     for position, job in enumerate(trial.jobs):
         try:
-            _recall_evaluations(trial, directory, position)
             end = run_end(directory, job.run)
-            trial.spent[job.run] = Cost(end.worker_s, end.flops) if end else _spent_so_far(job, directory)
+            goes_on = end is None or end.status in (Status.FAILED, Status.STOPPED)
+            steps = _step_to_go_on_from(directory, job.run) if goes_on else trial.steps
+            _recall_evaluations(trial, directory, position, steps)
+            trial.spent[job.run] = Cost(end.worker_s, end.flops) if end and not goes_on else _spent(job, directory, steps)
         except RecordError:
             return True  # `conclude` tells why
-        if end is None or end.status in (Status.FAILED, Status.STOPPED):
+        if goes_on:
             return False
-        if end.status is not Status.COMPLETED:
+        if end is not None and end.status is not Status.COMPLETED:
             return True
         trial.note({"seeds_done": position + 1})
     return True
 
 
-def _recall_evaluations(trial: Trial, directory: Path, position: int) -> None:
+def _step_to_go_on_from(directory: Path, run: str) -> int:
+    """Steps done in the newest checkpoint. If it turns out to be damaged, the run goes further back, and `Trial.note` with it."""
+    return max((step_of(path) for path in checkpoints(directory, run)), default=0)
+
+
+def _recall_evaluations(trial: Trial, directory: Path, position: int, steps: int) -> None:
     found: dict[int, dict[str, float]] = {}
     for row in read_table(directory, "evals", trial.jobs[position].run).to_pylist():
-        if row["split"] == "val" and row["value"] is not None:
+        if row["split"] == "val" and row["value"] is not None and row["step"] <= steps:
             found.setdefault(row["step"], {})[f"val/{row['metric']}"] = row["value"]
     for step in sorted(found):
         trial.note({"step": step, "position": position, **found[step]})
 
 
-def _spent_so_far(job: RunJob, directory: Path) -> Cost:
-    steps = read_table(directory, "steps", job.run)
-    return Cost(float(steps["step_s"].to_numpy().sum()) * job.spec.train.workers, float(steps["flops"].to_numpy().sum()))
+def _spent(job: RunJob, directory: Path, steps: int) -> Cost:
+    done = read_table(directory, "steps", job.run).filter(pc.field("step") < steps)
+    return Cost(float(done["step_s"].to_numpy().sum()) * job.spec.train.workers, float(done["flops"].to_numpy().sum()))
 
 
 def record_end(job: RunJob, directory: Path, status: Status, reason: str) -> RunEnd:

@@ -109,8 +109,10 @@ def sole_writer(directory: str | Path, run: str, number: int = 0, *, wait_s: flo
             raise SupersededError(f"another process goes on with run {run}")
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: whoever waits for it notices, see `_acquired`
-        os.close(handle)
+        try:
+            path.unlink(missing_ok=True)  # while it is held: whoever waits for it notices, see `_acquired`
+        finally:
+            os.close(handle)
 
 
 def _acquired(path: Path, run: str, deadline_s: float) -> int:
