@@ -63,7 +63,7 @@ def run_local(job: RunJob, report: Report | None = None) -> RunEnd:
     try:
         return with_retries(job, lambda job: train(job, report))
     finally:
-        clear_requests(job.directory, job.run)
+        clear_requests(job.directory, job.run, job.driver)
 
 
 def _check_gpus(spec: TrainSpec) -> None:
