@@ -74,11 +74,11 @@ class Checkpoints:
     def __init__(self, job: RunJob, device: torch.device) -> None:
         self._job, self._device = job, device
 
-    def is_due(self, done: int) -> bool:
-        """Whether to save after so many steps: at the chosen ones and at the last."""
+    def is_due(self, done: int, *, asked: bool = False) -> bool:
+        """Whether to save after so many steps: at the chosen ones, at the last, and when asked; never where checkpoints are not wanted."""
         train = self._job.spec.train
         every = train.evaluate_every if train.checkpoint.every is None else train.checkpoint.every
-        return every > 0 and (done % every == 0 or done == train.steps)
+        return every > 0 and (asked or done % every == 0 or done == train.steps)
 
     def save(self, trainer: Trainer, ledger: Ledger, records: Position) -> None:
         """Saves the run after a step. What cannot be written is a warning, and training goes on: the checkpoint before it is still there.

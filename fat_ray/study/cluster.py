@@ -15,6 +15,7 @@ import ray
 
 from fat_ray.errors import ResourceError
 from fat_ray.spec.study import StudySpec
+from fat_ray.study.daemons import own_session
 from fat_ray.study.environment import DIRECTORY_PREFIX, set_defaults, short_directory
 from fat_ray.train.run import PLACEMENT_TIMEOUT_VARIABLE, TRAIN_ENV
 
@@ -57,14 +58,15 @@ def _nodes() -> list[dict[str, float]]:
 def _local(variables: Mapping[str, str]) -> Iterator[None]:
     files = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=short_directory()))
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(files),
-            runtime_env={"env_vars": {**variables, **_import_path()}},
-        )
+        with own_session():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(files),
+                runtime_env={"env_vars": {**variables, **_import_path()}},
+            )
     except Exception as error:
         ray.shutdown()
         shutil.rmtree(files, ignore_errors=True)

@@ -18,14 +18,16 @@ from fat_ray.train.stop import stop_requested
 def run_trial(config: dict[str, Any]) -> None:
     """Trains the runs of one trial and reports to Tune: each evaluation with its seed's position, each seed that is done, and a failure.
 
+    Runs that an earlier driver's trial completed are left out.
+
     A run that does not complete ends the trial. Failures are reported, not raised: Tune then goes on, and the driver has the reason.
 
     Args:
         config: As `fat_ray.study.search.StudySearch.suggest` returns it.
     """
     jobs = [RunJob.model_validate_json(text) for text in config["jobs"]]
-    for position, job in enumerate(jobs):
-        if stop_requested(job.directory, job.run):
+    for position, job in list(enumerate(jobs))[config["done"] :]:
+        if stop_requested(job.directory, job.run) is Status.STOPPED:
             return
         try:
             end = fit(job, executor=config["executor"], report=partial(_report, position))

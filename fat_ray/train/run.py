@@ -25,7 +25,8 @@ from fat_ray.spec.job import RunJob
 from fat_ray.train.failure import DIED, one_line, root_cause, write_log
 from fat_ray.train.resources import Executor, backend, worker_resources
 from fat_ray.train.retry import with_retries
-from fat_ray.train.stop import clear_stop, request_stop, stop_on_interrupt
+from fat_ray.train.signals import run_signals
+from fat_ray.train.stop import clear_requests, request_stop
 from fat_ray.train.worker import work
 
 Report = Callable[[dict[str, Any]], None]
@@ -78,10 +79,10 @@ def fit(job: RunJob, *, executor: Executor = "stock", report: Report | None = No
         raise OutputError(f"{job.directory} holds the records of run {job.run} already")
     reports = _Reports(job, report)
     try:
-        with stop_on_interrupt(job.directory, job.run):
+        with run_signals(job.directory, job.run):
             return with_retries(job, lambda job: _attempt(job, executor, reports))
     finally:
-        clear_stop(job.directory, job.run)
+        clear_requests(job.directory, job.run, job.driver)
         reports.go_on()  # what it raises takes the place of a failure
 
 
@@ -236,7 +237,7 @@ def _arguments(job: RunJob, callback: ray.train.UserCallback) -> dict[str, Any]:
             num_workers=spec.workers, use_gpu=spec.gpus_per_worker > 0, resources_per_worker=worker_resources(spec)
         ),
         "run_config": ray.train.RunConfig(
-            name=job.run,
+            name=_storage(job).name,
             storage_path=str(_storage(job).parent),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             callbacks=[callback],
@@ -254,8 +255,8 @@ def _train_loop(config: dict[str, str]) -> None:
 
 
 def _storage(job: RunJob) -> Path:
-    """Ray Train's own files of the run; nothing in them is needed after it."""
-    return Path(job.directory) / "control" / job.run
+    """Ray Train's own files of the run, apart from those of an earlier driver; nothing in them is needed after it."""
+    return Path(job.directory) / "control" / f"{job.run}.{job.driver}"
 
 
 def _remove_storage(job: RunJob) -> None:
