@@ -97,7 +97,7 @@ def _run(spec: StudySpec, directory: Path, ledger: Ledger, mirror: WandbMirror, 
     from fat_ray.study.tune import run_trials
 
     console = ConsoleCallback(spec, ledger, quiet=quiet)
-    with connect(address, spec) as nodes, ray_log(directory / "logs" / "ray.log"), interruptible(ledger):
+    with connect(address) as nodes, ray_log(directory / "logs" / "ray.log"), interruptible(ledger):
         how = plan(spec, nodes)
         try:
             run_trials(spec, directory, ledger, how, console, mirror)

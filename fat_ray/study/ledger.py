@@ -20,6 +20,7 @@ class Close(StrEnum):
     OUT_OF_TIME = "time budget used up"
     OUT_OF_WORK = "budget of worker-seconds used up"
     OUT_OF_FLOPS = "budget of floating point operations used up"
+    NO_ROOM = "no room on the cluster"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Trial:
         evaluations: For each seed, in their order, its evaluations by step.
         spent: Run id to what it has used, as far as is known.
         asked_to_stop: The status that its runs were asked to end with.
+        failure: Why it cannot go on, as far as anybody has said.
         status: How it ended: completed only if all its runs did; None while it waits or runs.
         ends: Run id to how that run ended.
     """
@@ -65,6 +67,7 @@ class Trial:
     evaluations: list[dict[int, Mapping[str, float]]] = field(default_factory=list)
     spent: dict[str, Cost] = field(default_factory=dict)
     asked_to_stop: Status | None = None
+    failure: str | None = None
     status: Status | None = None
     reason: str = ""
     ends: dict[str, Status] = field(default_factory=dict)
@@ -97,6 +100,7 @@ class Trial:
         Returns:
             The position of the seed whose evaluation it is; None if it is none.
         """
+        self.failure = report.get("failure", self.failure)
         if "step" in report:
             position = int(report.get("position", 0))
             while len(self.evaluations) <= position:

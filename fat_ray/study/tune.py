@@ -11,6 +11,7 @@ from fat_ray.study.callbacks import Mirror, Supervisor
 from fat_ray.study.console import ConsoleCallback
 from fat_ray.study.ledger import Ledger
 from fat_ray.study.plan import Plan
+from fat_ray.study.room import Closing, Room
 from fat_ray.study.schedule import CooperativeScheduler
 from fat_ray.study.search import StudySearch
 from fat_ray.study.trial import run_trial
@@ -35,6 +36,7 @@ def run_trials(spec: StudySpec, directory: Path, ledger: Ledger, plan: Plan, con
     try:
         tune.Tuner(
             tune.with_resources(run_trial, trial_resources(spec.run, executor)),
+            param_space={"placement_timeout_s": spec.budget.placement_timeout_s},
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=scheduler,
@@ -47,8 +49,10 @@ def run_trials(spec: StudySpec, directory: Path, ledger: Ledger, plan: Plan, con
                 name="tune",
                 storage_path=str(directory / "logs"),
                 verbose=0,
-                callbacks=[Supervisor(ledger, directory, spec.budget), Mirror(mirror, ledger), console],
-                failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
+                stop=Closing(ledger),
+                callbacks=[Room(spec, ledger), Supervisor(ledger, directory, spec.budget), Mirror(mirror, ledger), console],
+                # One more than a run may use: a kept process whose node left fails a trial that has not even begun.
+                failure_config=tune.FailureConfig(max_failures=spec.train.retries + 1, fail_fast=False),
             ),
         ).fit()
     finally:

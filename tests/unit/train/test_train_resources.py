@@ -1,7 +1,6 @@
 from typing import Any
 
 import pytest
-
 from pydantic import ValidationError
 
 from fat_ray.spec.run import TrainSpec
