@@ -52,7 +52,7 @@ class Room(Callback):  # type: ignore[misc]
             trial.failure = problem
 
     def _tell_of_waiting(self, now_s: float) -> None:
-        """Says once that all trials have been waiting for others on the cluster."""
+        """Says once that all trials have been waiting, most likely for others on the cluster."""
         live = list(self._ledger.live())
         if not live or any(trial.started_s is not None for trial in live):
             self._waiting_since_s = float("inf")
@@ -60,7 +60,7 @@ class Room(Callback):  # type: ignore[misc]
         self._waiting_since_s = min(self._waiting_since_s, now_s)
         if not self._told and now_s - self._waiting_since_s >= self._timeout_s:
             self._told = True
-            self._ledger.notes.append(f"trials waited longer than {self._timeout_s:g} s for room that others held on the cluster")
+            self._ledger.notes.append(f"for {self._timeout_s:g} s no trial could start: others held the cluster, or its processes start slowly")
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002 - Tune's interface
         """The process of a trial died, most likely with its node. It waits for another place, and is told how often that happened."""

@@ -95,8 +95,6 @@ def test_a_study_survives_nodes_that_leave_and_ends_with_the_numbers_when_too_fe
     spec, out = study(executor), tmp_path / "nodes"
     with cluster() as nodes:
         present = [nodes.add() for _ in range(3)]
-        for node in present:
-            node.wait_until_up()
         with launched(spec, nodes, tmp_path) as driver:
             wait_until(lambda: num_evaluations(out, "t0000-s0") > 1, "the first trial is evaluated")
             leaving = the_one(present, trial=False)

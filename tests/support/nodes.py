@@ -23,16 +23,8 @@ UP_S = 60
 class Node:
     """One node: the process of `ray start --block`, from which all others of the node descend."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self._process, self._log = process, log
-
-    def wait_until_up(self) -> None:
-        """Returns once it is part of the cluster."""
-        deadline_s = time.monotonic() + UP_S
-        while "Ray runtime started" not in self._log.read_text():
-            assert self._process.poll() is None, self._log.read_text()
-            assert time.monotonic() < deadline_s, self._log.read_text()
-            time.sleep(0.1)
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
 
     def hosts(self, actor: str) -> bool:
         """Whether an actor of this class runs here."""
@@ -63,11 +55,10 @@ class Nodes:
         self._directory = directory
         self.address = f"{ADDRESS}:{_free_port()}"
         self._all: list[Node] = []
-        head = self._start("--head", f"--port={self.address.partition(':')[2]}", "--num-cpus=0")
-        head.wait_until_up()
+        self._start("--head", f"--port={self.address.partition(':')[2]}", "--num-cpus=0", "--include-dashboard=false")
 
     def add(self, num_cpus: int = 1) -> Node:
-        """One more node, which need not be up yet."""
+        """One more node, which is up when this returns."""
         return self._start(f"--address={self.address}", f"--num-cpus={num_cpus}")
 
     def close(self) -> None:
@@ -76,14 +67,17 @@ class Nodes:
             node.kill()
 
     def _start(self, *options: str) -> Node:
-        number = len(self._all)
-        common = (f"--temp-dir={self._directory}/{number}", f"--node-ip-address={ADDRESS}", "--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=100000000")
-        quiet = ("--block", "--include-dashboard=false", "--disable-usage-stats") if "--head" in options else ("--block", "--disable-usage-stats")
-        path = self._directory / f"node-{number}.log"
-        with path.open("wb") as log:
-            command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, *common, *quiet]
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
-        self._all.append(Node(process, path))
+        place, log = self._directory / str(len(self._all)), self._directory / f"{len(self._all)}.log"
+        where = (f"--temp-dir={place}", f"--node-ip-address={ADDRESS}", "--min-worker-port=0", "--max-worker-port=0")
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options, *where, "--object-store-memory=100000000"]
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment())
+        self._all.append(Node(process))
+        deadline_s = time.monotonic() + UP_S
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline_s, log.read_text()
+            time.sleep(0.1)
         return self._all[-1]
 
 
@@ -101,7 +95,8 @@ def cluster() -> Iterator[Nodes]:
 def environment() -> dict[str, str]:
     """Of the nodes and of the driver; that of this process may be meant for a Ray of one node."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
-    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    ours = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    return {**kept, **ours, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def _free_port() -> int:
