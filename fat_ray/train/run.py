@@ -192,9 +192,13 @@ def _attempt(job: RunJob, executor: Executor, reports: _Reports, placement_timeo
 
 def _run(job: RunJob, executor: Executor, reports: _Reports, placement_timeout_s: float) -> None:
     if executor == "warm" and _workers_are_reserved(job.spec.train.workers):
-        from fat_ray.train.warm import WarmTorchTrainer
+        from fat_ray.train.warm import WarmTorchTrainer, complaint
 
-        WarmTorchTrainer(_train_loop, **_arguments(job, _Direct(reports))).fit()
+        try:
+            WarmTorchTrainer(_train_loop, **_arguments(job, _Direct(reports))).fit()
+        finally:
+            if complaint():
+                write_log(job.directory, job.run, complaint())
         return
     while True:
         await_place(job, placement_timeout_s)

@@ -34,6 +34,9 @@ from ray.train.v2._internal.execution.worker_group.state import WorkerGroupState
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 from ray.train.v2._internal.util import bundle_to_remote_args
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import distributed
+
+from fat_ray.train.kept import Process
 
 WAKE_S = 10.0
 """How long a kept worker may take to answer before new ones are started in its place."""
@@ -41,22 +44,28 @@ LOOK_S = 1.0
 """Time between two looks at the placement group while new workers start."""
 
 
-@dataclass
 class Lane:
-    """Workers that wait for the next run, and the key that this run must have."""
+    """Workers that wait for the next run. They tidy up meanwhile.
 
-    key: tuple[object, ...]
-    workers: list[Any]
-    sync_actor: Any
+    Args:
+        key: What the next run must have in common with the last one.
+        workers: The workers.
+        sync_actor: What synchronises them.
+    """
+
+    def __init__(self, key: tuple[object, ...], workers: list[Any], sync_actor: Any) -> None:
+        self.key, self.workers, self.sync_actor = key, workers, sync_actor
+        self._tidied = [worker.actor.execute.remote(_tidy) for worker in workers]
 
     def wake(self) -> bool:
-        """Whether all workers are alive; they are freed of what the last run may have left in Ray's or torch's hands."""
-        answers = [worker.actor.execute.remote(_leave_process_group) for worker in self.workers]
+        """Whether all workers are alive, and nothing is left of the last run."""
         try:
-            ray.get(answers, timeout=WAKE_S)
+            left = [what for answer in ray.get(self._tidied, timeout=WAKE_S) for what in answer]
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
             return False
-        return True
+        if left:
+            _SLOT.complaint = f"new workers were started, since the run before it has left something in its process: {left[0]}"
+        return not left
 
     def kill(self) -> None:
         """Ends the workers at once."""
@@ -64,17 +73,22 @@ class Lane:
 
 
 class _Slot:
-    """The lane of this process, which is that of one trial actor; empty while a run uses it."""
+    """The lane of this process, which is that of one trial actor; empty while a run uses it.
+
+    Attributes:
+        complaint: Why the last lane could not be used, if that is the fault of a run.
+    """
 
     def __init__(self) -> None:
         self._lane: Lane | None = None
+        self.complaint = ""
 
     def put(self, lane: Lane) -> None:
         self._lane = lane
 
     def take(self, key: tuple[object, ...]) -> Lane | None:
         """The lane if it fits and lives; one that does not is killed, since the new workers need its place."""
-        lane, self._lane = self._lane, None
+        (lane, self._lane), self.complaint = (self._lane, None), ""
         if lane is None or (lane.key == key and lane.wake()):
             return lane
         lane.kill()
@@ -84,12 +98,28 @@ class _Slot:
 _SLOT = _Slot()
 
 
-def _leave_process_group() -> None:
-    """Runs in a kept worker. Ray destroys the process group of several workers only; a second one cannot be made beside it."""
-    from torch import distributed
+def complaint() -> str:
+    """Why the run that was trained last in this process needed new workers, if that was the fault of the one before it; else empty."""
+    return _SLOT.complaint
 
+
+_PROCESS: list[Process] = []
+"""In a worker: how it was before its first run."""
+
+
+def _remember() -> None:
+    """Runs in a new worker."""
+    _PROCESS.append(Process())
+
+
+def _tidy() -> list[str]:
+    """Runs in a kept worker; returns what is left of the last run.
+
+    Ray destroys the process group of several workers only, and a second one cannot be made beside it.
+    """
     if distributed.is_initialized():
         distributed.destroy_process_group()
+    return _PROCESS[0].tidy()
 
 
 def _is_whole(placement_group: Any) -> bool:
@@ -135,10 +165,12 @@ class _KeptState(WorkerGroupState):  # type: ignore[misc]
 def _metadata(actors: list[Any], placement_group: Any) -> list[Any]:
     """What new workers say of themselves once they are there."""
     asked = waiting = [actor.get_metadata.remote() for actor in actors]
+    remembered = [actor.execute.remote(_remember) for actor in actors]
     while waiting and _is_whole(placement_group):
         _, waiting = ray.wait(asked, num_returns=len(asked), timeout=LOOK_S)
     try:
         if not waiting:
+            ray.get(remembered)
             return list(ray.get(asked))
     except ray.exceptions.RayActorError as error:
         _kill(actors)
