@@ -154,7 +154,7 @@ def _run(
             return True
         with (
             watched(spec, directory, ledger, quiet=quiet, on_event=on_event) as watch,
-            connect(address, spec) as nodes,
+            connect(address) as nodes,
             _signals(ledger) as listener,
             tied_to_servers(directory, lambda: listener.stopped_by),
         ):

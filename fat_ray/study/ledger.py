@@ -21,6 +21,7 @@ class Close(StrEnum):
     OUT_OF_WORK = "budget of worker-seconds used up"
     OUT_OF_FLOPS = "budget of floating point operations used up"
     OUT_OF_DISK = "too little disk space"
+    NO_ROOM = "no room on the cluster"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Trial:
         spent: Run id to what it has used, as far as is known.
         asked_to_stop: The status that its runs were asked to end with.
         cuts: Position of a seed to the step of the evaluation at which early stopping wanted it to end; what came later counts for nobody.
+        failure: Why it cannot go on, as far as anybody has said.
         status: How it ended: completed only if all its runs did; None while it waits or runs.
         ends: Run id to how that run ended.
         results: Ends of its runs that completed, in the order of its seeds.
@@ -70,6 +72,7 @@ class Trial:
     spent: dict[str, Cost] = field(default_factory=dict)
     asked_to_stop: Status | None = None
     cuts: dict[int, int] = field(default_factory=dict)
+    failure: str | None = None
     status: Status | None = None
     reason: str = ""
     ends: dict[str, Status] = field(default_factory=dict)
@@ -97,6 +100,7 @@ class Trial:
         Returns:
             The position of the seed whose evaluation it is; None if it is none.
         """
+        self.failure = report.get("failure", self.failure)
         if "step" in report:
             position = int(report.get("position", 0))
             while len(self.evaluations) <= position:

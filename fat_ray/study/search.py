@@ -96,14 +96,14 @@ class StudySearch(Searcher):  # type: ignore[misc]
         """Concludes the trial from its records; nothing that went wrong in it stops the study."""
         trial = self._ledger.of(trial_id)
         if trial.status is None:
-            failure = (result or {}).get("failure")
+            failure = (result or {}).get("failure") or trial.failure
             self._conclude(trial, failure or ("its trial process died" if error else None))
 
     def close(self) -> None:
         """Concludes what is left when the study ends early: only a trial of a study that was interrupted stays RUNNING in the journal."""
         for trial in list(self._ledger.live()):
             trial.asked_to_stop = Status.STOPPED
-            self._conclude(trial, None)
+            self._conclude(trial, trial.failure)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing is kept beside the journal."""

@@ -122,9 +122,9 @@ def _under_ray(spec: StudySpec, directory: Path) -> Iterator[Train]:
     from fat_ray.study.cluster import connect
     from fat_ray.train.run import fit
 
-    with connect(address, spec) as nodes, tied_to_servers(directory, lambda: None):
+    with connect(address) as nodes, tied_to_servers(directory, lambda: None):
         plan(spec, nodes)
-        yield lambda job, report: fit(job, report=report)
+        yield lambda job, report: fit(job, report=report, placement_timeout_s=spec.budget.placement_timeout_s)
 
 
 def _follow(job: RunJob, train: Train, mirror: WandbMirror, *, quiet: bool) -> RunEnd:

@@ -15,6 +15,7 @@ from fat_ray.spec.study import StudySpec
 from fat_ray.study.callbacks import Mirror, Supervisor, used_up
 from fat_ray.study.ledger import Ledger
 from fat_ray.study.plan import Plan
+from fat_ray.study.room import Closing, Room
 from fat_ray.study.schedule import CooperativeScheduler
 from fat_ray.study.search import StudySearch
 from fat_ray.study.trial import run_trial
@@ -77,6 +78,7 @@ def run_trials(course: Course, plan: Plan, watchers: Sequence[Callback], listene
     with _closing(course, mirror):
         tune.Tuner(
             tune.with_resources(run_trial, trial_resources(spec.run, search.executor)),
+            param_space={"placement_timeout_s": spec.budget.placement_timeout_s},
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=course.scheduler,
@@ -89,8 +91,10 @@ def run_trials(course: Course, plan: Plan, watchers: Sequence[Callback], listene
                 name="tune",
                 storage_path=str(logs),
                 verbose=0,
-                callbacks=[supervisor, Mirror(mirror, ledger), *watchers],
-                failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
+                stop=Closing(ledger),
+                callbacks=[Room(spec, ledger), supervisor, Mirror(mirror, ledger), *watchers],
+                # One more than a run may use: a kept process whose node left fails a trial that has not even begun.
+                failure_config=tune.FailureConfig(max_failures=spec.train.retries + 1, fail_fast=False),
             ),
         ).fit()
 
