@@ -50,7 +50,7 @@ class Freezer:
     """Statistics, decisions and their effect for one model and its optimizer.
 
     Args:
-        model: The network on its device, not its DDP wrapper.
+        model: The network on its device, not its DDP wrapper; what `torch.compile` made of it counts as itself.
         optimizer: Holds the trainable parameters of `model`.
         spec: How drift is measured and who decides, as a specification or the mapping that a study file would hold.
         process_group: The ranks that train the model together; None: all ranks.
@@ -60,6 +60,7 @@ class Freezer:
         emit: Receives what was measured and decided.
 
     Attributes:
+        ranks: The ranks that train the model together; None: all ranks.
         groups: All groups, in network order.
         entries: Which entries may move.
         policy: Who decides.
@@ -86,8 +87,9 @@ class Freezer:
     ) -> None:
         if isinstance(model, DistributedDataParallel):
             raise InputError("model is a DistributedDataParallel wrapper: give the Freezer the network inside, model.module")
+        model = getattr(model, "_orig_mod", model)  # as `torch.compile` keeps it
         self.spec = spec = spec if isinstance(spec, MethodSpec) else _checked(spec)
-        self._ranks, self._emit = process_group, emit or _ignore
+        self.ranks, self._emit = process_group, emit or _ignore
         self.groups = build_groups(model, group_spec(spec.freeze, spec.fisher.groups))
         self.entries = ActiveEntries(model, optimizer, self.groups)
         self._device = next(model.parameters()).device
@@ -117,7 +119,7 @@ class Freezer:
             examples: Examples of the coming micro-batch on this rank; a `Share` where a step has several micro-batches, ranks hold
                 different numbers of examples, or the loss is scaled.
         """
-        share = examples if isinstance(examples, Share) else Share(examples, *world(self._ranks))
+        share = examples if isinstance(examples, Share) else Share(examples, *world(self.ranks))
         self._gradients.arm(share)
         if self.num_events == 0 and self.policy.is_due(self.step):
             self._positions.arm()
@@ -178,7 +180,7 @@ class Freezer:
         """What this rank has seen; all ranks have seen the same layers."""
         sums = self.collector.take()
         if not self._layout_agreed:
-            check_layout(sums, self.step, self._device, self._ranks)
+            check_layout(sums, self.step, self._device, self.ranks)
             self._layout_agreed = True
         return sums
 
@@ -214,10 +216,10 @@ class Freezer:
         if decision.thaw is not None:
             active |= decision.thaw
         payload = observation.scores.tobytes() + decision.freeze.tobytes() + active.tobytes()
-        check_agreement(f"freeze decision at step {self.step}", payload, self._device, self._ranks)
+        check_agreement(f"freeze decision at step {self.step}", payload, self._device, self.ranks)
         self._layout_agreed = False
         if self.num_events == 0:
-            self.entries.positions = self._positions.take(self._device, self._ranks)
+            self.entries.positions = self._positions.take(self._device, self.ranks)
         changed = self.entries.set_active(active)
         self._emit(self._event(decision, time.perf_counter() - started))
         self.num_events += 1
