@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fat_ray.freeze.digest import same_bits
-from fat_ray.freeze.recall import CHECK_EVERY, Recall, Shared
+from fat_ray.freeze.recall import CHECK_EVERY, TRIES, Recall, Shared
 
 
 class Counted(nn.Module):
@@ -55,8 +55,8 @@ def test_examples_that_come_again_are_not_computed_whatever_their_order(layout: 
         assert same_bits([y], [expected])
         assert y.stride() == expected.stride()
         y.zero_()  # what the caller does with it is his affair
-        assert module.num_calls == min(number, 1) + 2  # one more to try it out
-    assert recall.spared == 3 - 1
+        assert module.num_calls == 2 * min(number + 1, 2)  # as often once more to try it out
+    assert recall.spared == 3 - 2
     assert told == []
 
 
@@ -74,7 +74,7 @@ def test_structures_names_and_arguments_without_examples_are_kept_apart() -> Non
             assert found["one"][1] is None
             assert found["other"][1] == "text"
             assert same_bits([found["one"][0], found["other"][0]], [expected["one"][0], expected["other"][0]])
-    assert module.num_calls == 3 + 2  # each once, and each kind of call tried out: another scale is the same kind
+    assert module.num_calls == 2 * 3  # each once, and tried out
 
 
 def test_a_module_that_reads_what_another_has_returned_need_not_look_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +123,13 @@ def test_answers_are_compared_with_what_is_computed_every_so_often() -> None:
     reason = "it returns other bits for the same examples; up to 32 answers before may have been wrong"
     assert told == [f"layer is no longer remembered: {reason}"]
     assert recall._shared.used == 0
+
+
+def test_a_few_batches_of_each_kind_are_tried_out() -> None:
+    module, recall, _ = remembering(pointwise)
+    for number in range(TRIES + 3):
+        ask(recall, examples() + number)
+    assert module.num_calls == 2 * TRIES + 3
 
 
 def batch_mean(weight: Tensor, x: Tensor) -> Tensor:
@@ -237,4 +244,4 @@ def test_memory_is_bounded() -> None:
         ask(recall, data[first : first + 4])
     assert told == []  # it was of use already
     assert recall._shared.used == 5 * size
-    assert module.num_calls == 3
+    assert module.num_calls == 2 * 2
