@@ -1,4 +1,4 @@
-"""What a run emits, in order: RunStart, then Step, Eval, Drift and Freeze as they happen, then RunEnd; Resumption when it goes on.
+"""What a run emits, in order: RunStart, then Step, Eval, Drift, Freeze and Notice as they happen, then RunEnd; Resumption when it goes on.
 
 Events are plain frozen dataclasses without arrays or tensors, so that every sink can use them without torch. A sequence
 field that says "per group" is aligned with `RunStart.groups`; a group's position in that list is its id everywhere.
@@ -180,6 +180,8 @@ class Freeze:
         active_groups: Groups active after the event.
         threshold: The score below which groups froze; None for policies without one.
         limited_by: ``floor`` or ``cap`` when a limit kept groups active that were below the threshold, else empty.
+        frontier: Path of the first layer in network order with an active entry: those before it run without autograd. None while nothing
+            is frozen.
         decide_s: Seconds from scores to frozen groups on rank 0.
     """
 
@@ -191,7 +193,23 @@ class Freeze:
     active_groups: int
     threshold: float | None
     limited_by: str
+    frontier: str | None
     decide_s: float
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something about a run that its reader should know, in words.
+
+    Attributes:
+        step: Optimizer steps done.
+        topic: What it is about: ``prefix``, the memory of what the frozen prefix returns.
+        text: A sentence.
+    """
+
+    step: int
+    topic: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -232,4 +250,4 @@ class RunEnd:
     peak_memory_bytes: int | None = None
 
 
-Event = RunStart | Resumption | Step | Eval | Drift | Freeze | RunEnd
+Event = RunStart | Resumption | Step | Eval | Drift | Freeze | Notice | RunEnd

@@ -23,6 +23,7 @@ _ROW_KEYS = {
     "drift": ("update", "group"),
     "freezes": ("group",),
     "events": ("event",),
+    "notices": ("step", "topic", "text"),
     "ends": (),
 }
 """What a row is about, besides its run: a run that was started again writes it again, and the later row counts."""

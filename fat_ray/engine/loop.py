@@ -11,7 +11,7 @@ from fat_ray.engine.evaluate import evaluate
 from fat_ray.engine.request import Request, StopRequest
 from fat_ray.engine.step import Trainer
 from fat_ray.errors import DivergedError, SupersededError
-from fat_ray.events import Drift, Eval, Freeze, Resumption, RunEnd, Status, Step
+from fat_ray.events import Drift, Eval, Freeze, Notice, Resumption, RunEnd, Status, Step
 from fat_ray.fisher.reduce import world
 from fat_ray.records.redact import scrub
 from fat_ray.records.sink import Sink
@@ -70,6 +70,7 @@ class RunLoop:
         """Set-up, steps with evaluations in between, end."""
         trainer = self._set_up(stop_request)
         ledger = self._start(trainer)
+        trainer.begin()
         steps, every = self._job.spec.train.steps, self._job.spec.train.evaluate_every
         try:
             for done in range(trainer.freezer.step + 1, steps + 1):
@@ -117,7 +118,7 @@ class RunLoop:
         self._sink.flush()
         return ledger
 
-    def _record(self, event: Drift | Freeze | Step) -> None:
+    def _record(self, event: Drift | Freeze | Notice | Step) -> None:
         assert self._ledger is not None
         if isinstance(event, Step):
             self._ledger.add_step(event)

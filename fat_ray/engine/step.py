@@ -15,7 +15,7 @@ from fat_ray.engine.meters import StepMeter
 from fat_ray.engine.order import TrainingOrder, learning_rate_factor
 from fat_ray.engine.request import Request, StopRequest
 from fat_ray.errors import DivergedError, SupersededError
-from fat_ray.events import Drift, Freeze, Step
+from fat_ray.events import Drift, Freeze, Notice, Step
 from fat_ray.fisher.reduce import all_sum, world
 from fat_ray.freeze.context import prepare_model
 from fat_ray.freeze.freezer import Freezer
@@ -56,7 +56,7 @@ class Trainer:
         *,
         device: torch.device,
         stop_request: StopRequest,
-        emit: Callable[[Drift | Freeze | Step], None],
+        emit: Callable[[Drift | Freeze | Notice | Step], None],
         policy: Policy | None = None,
     ) -> None:
         rank, world_size = world()
@@ -68,9 +68,14 @@ class Trainer:
         if policy is None and job.follow is not None:
             policy = RandomMatched(job.follow, job.seed)
         self.freezer = Freezer(self.model, self.optimizer, job.spec, policy=policy, steps=job.spec.train.steps, seed=job.seed, emit=emit)
-        self.meter = StepMeter(self.model, self.optimizer, device)
+        self.meter = StepMeter(self.model, self.optimizer, device, self.freezer.memory)
         self.order = TrainingOrder(task.train_set(), job.spec.train.global_batch, job.seed, rank, world_size)
         self.wrapped = wrap(self.model)
+
+    def begin(self) -> None:
+        """To be called before the first step, when events can be emitted."""
+        if self.freezer.memory is not None and not self.order.repeats():
+            self.freezer.remember_nothing("training examples are augmented at random, so that none comes again")
 
     def step(self) -> Request | None:
         """Trains one step; returns what the run is asked for when it is done.

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from fat_ray.errors import RecordError
-from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, Resumption, RunEnd, RunStart, Step
+from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, Notice, Resumption, RunEnd, RunStart, Step
 from fat_ray.records.redact import scrub
 
 SCHEMA_VERSION = "1.1"
@@ -130,8 +130,11 @@ TABLES: dict[str, pa.Schema] = {
         ("active_groups", pa.int32()),
         ("threshold", pa.float64()),
         ("limited_by", pa.string()),
+        ("frontier", pa.string()),
         ("decide_s", pa.float64()),
     ),
+    # What a reader should know, in words.
+    "notices": _schema("notices", ("step", pa.int32()), ("topic", pa.string()), ("text", pa.string())),
     # One row per run, written when it ends, however it ends.
     "ends": _schema(
         "ends",
@@ -179,6 +182,8 @@ def columns(event: Event, start: RunStart) -> Iterator[tuple[str, Columns]]:
             yield "drift", _drift_columns(event, len(start.groups))
         case Freeze():
             yield from _freeze_columns(event, start.groups)
+        case Notice():
+            yield "notices", _row(vars(event))
         case RunEnd():
             yield "ends", _end_columns(event)
 

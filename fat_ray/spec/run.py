@@ -193,6 +193,11 @@ class FreezeSpec(Strict):
     merging."""
     options: dict[str, Any] = {}
     """A policy of your own: whatever it understands."""
+    frozen_statistics: Literal["move", "hold"] = "move"
+    """Norms with running statistics of which all parameters are frozen. move: they normalise by the batch and update their statistics, as
+    in plain training; hold: they normalise by their statistics, which stand still."""
+    cache_prefix_bytes: Annotated[int, Field(ge=0)] = 0
+    """Bytes on each worker in which outputs of the frozen prefix are remembered for examples that come again; 0: none."""
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
