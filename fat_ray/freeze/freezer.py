@@ -169,7 +169,8 @@ class Freezer:
         return self.entries.load_state(below("entries", arrays))
 
     def _measures(self) -> bool:
-        return "drift" in self.policy.needs and self.step % self.spec.fisher.every == 0
+        wanted = "drift" in self.policy.needs or self.spec.fisher.record == "always"
+        return wanted and self.step % self.spec.fisher.every == 0
 
     def _collects(self) -> bool:
         return self._measures() or ("fisher" in self.policy.needs and self.policy.is_due(self.step))
