@@ -70,18 +70,17 @@ def observe(
         corrected: Whether to divide, likewise; without, d̂ starts at zero.
     """
     count = history.count + measured
-    average = np.where(measured, smoothing * history.average + (1.0 - smoothing) * distance, history.average)
-    correction = np.where(corrected, 1.0 - np.power(smoothing, np.maximum(count, 1)), 1.0)
-    smoothed = np.where(measured, average / correction, history.smoothed)
-    change = np.where(measured & (history.count > 0), np.abs(smoothed - history.smoothed), 0.0)
-    total = history.total + np.where(measured, smoothed, 0.0)
+    average = smoothing * history.average + (1.0 - smoothing) * distance
+    smoothed = average / (1.0 - corrected * np.power(smoothing, np.maximum(count, 1)))
+    if not measured.all():  # of many settings at once, the time goes into choosing
+        average, smoothed = np.where(measured, average, history.average), np.where(measured, smoothed, history.smoothed)
     seen = np.where(measured, distance, 0.0)
     return DriftHistory(
         average=average,
         smoothed=smoothed,
         count=count,
-        total=total,
-        variation=history.variation + change,
+        total=history.total + measured * smoothed,
+        variation=history.variation + (history.count > 0) * np.abs(smoothed - history.smoothed),
         distances=history.distances + measured,
         first_moment=history.first_moment + seen,
         second_moment=history.second_moment + seen**2,
