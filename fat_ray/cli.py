@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fat_ray import __version__
+from fat_ray import __version__, replaying
 from fat_ray.errors import FatRayError, InputError, RunFailedError
 from fat_ray.records.redact import scrub
 
@@ -320,9 +320,27 @@ def compare(
     directories: StudyDirectories,
     *,
     format_: Annotated[Format, typer.Option("--format", help="How the comparison is written to stdout.")] = Format.TABLE,
+    replay_: replaying.Check = False,
 ) -> None:
     """Compare all runs of one or several studies: metrics, active parameters, costs."""
+    if replay_:
+        _print(replaying.check_text(directories, format_))
+        return
     _print_comparison(directories, format_)
+
+
+@_command("fat-ray replay out/quickstart --set freeze.threshold=-1:0:0.1 --set freeze.every=[4,8] --sort mean_active")
+def replay(
+    place: replaying.Place,
+    *,
+    values: replaying.Values = [],  # noqa: B006
+    run_: replaying.Run = None,
+    format_: replaying.FormatOption = replaying.ReplayFormat.TABLE,
+    sort: replaying.Sort = "mean_active",
+    limit: replaying.Limit = 40,
+) -> None:
+    """Tell from the recorded drift of one run what other settings would have frozen, and when; nothing is trained."""
+    _print(replaying.replay_text(place, run_, values, format_, sort, limit))
 
 
 @_command("fat-ray report out/quickstart")

@@ -34,7 +34,8 @@ def flops(recording: Recording, schedules: Schedules) -> Floats | None:
     places = np.array([place.get(group.layer, len(costs.layers)) for group in recording.groups])
     weights = relative[trained] @ _weight_shares(recording, costs)
     inputs = relative[_reached(places, trained, len(costs.layers))] @ _input_shares(costs, int(places.min()))
-    total: Floats = costs.forward.sum() + costs.weight_gradient * weights + costs.input_gradient * inputs
+    forward = costs.forward[0] * relative[schedules.steps]
+    total: Floats = forward + costs.weight_gradient * weights + costs.input_gradient * inputs
     return total
 
 

@@ -71,8 +71,8 @@ class Recording:
 
     @property
     def freezes(self) -> bool:
-        """Whether the run froze anything while it measured: then nobody knows how what it froze would have moved on."""
-        return not bool(self.active.all())
+        """Whether the run froze anything that moved while it measured: then nobody knows how that would have moved on."""
+        return not bool((self.active | self.dead).all())
 
 
 def read_recording(directory: str | Path, run: str) -> Recording:
@@ -83,7 +83,7 @@ def read_recording(directory: str | Path, run: str) -> Recording:
         RecordError: There is no such run, or its records cannot be read.
     """
     start = run_start(directory, run)
-    spec = _spec_of(start, directory)
+    spec = spec_of(start)
     drift, steps = read_table(directory, "drift", run), read_table(directory, "steps", run)
     if not drift.num_rows or not steps.num_rows:
         raise InputError(
@@ -123,13 +123,18 @@ def frozen_at(directory: str | Path, run: str, groups: int, never: int) -> Ints:
     return found
 
 
-def _spec_of(start: RunStart, directory: str | Path) -> RunSpec:
+def spec_of(start: RunStart) -> RunSpec:
+    """The specification of a recorded run.
+
+    Raises:
+        RecordError: This version of the program knows no such run.
+    """
     try:
         return RunSpec.model_validate_json(json.dumps(start.spec))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise RecordError(f"run {start.run} in {directory} has a specification of another version: {where}: {first['msg']}") from error
+        raise RecordError(f"the records of run {start.run} hold no run of this version: {where}: {first['msg']}") from error
 
 
 def _filled(shape: tuple[int, int], place: tuple[Ints, Ints], column: pa.ChunkedArray) -> Floats:
