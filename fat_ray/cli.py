@@ -343,6 +343,20 @@ def replay(
     _print(replaying.replay_text(place, run_, values, format_, sort, limit))
 
 
+@_command("fat-ray rerun out/quickstart t0003-s0")
+def rerun(
+    directory: StudyDirectory, run_: replaying.Recorded, *, out: replaying.RerunOut = None, json: AsJson = False, quiet: Quiet = False
+) -> None:
+    """Train a recorded run again on this machine, and say whether it came out equal to the bit, or what differs."""
+    from fat_ray.study.rerun import as_json, as_text
+    from fat_ray.study.rerun import rerun as repeat
+
+    found = repeat(directory, run_, out, quiet=quiet, command=sys.argv[1:])
+    _print(as_json(found) if json else as_text(found))
+    if not found.is_equal:
+        raise typer.Exit(1)
+
+
 @_command("fat-ray report out/quickstart")
 def report(directory: StudyDirectory) -> None:
     """Write the HTML report of a study, and print its path."""

@@ -35,6 +35,10 @@ Run = Annotated[
 FormatOption = Annotated[ReplayFormat, typer.Option("--format", help="How it is written to stdout.")]
 Sort = Annotated[str, typer.Option("--sort", metavar="COLUMN[:desc]", help="Order of the settings.")]
 Limit = Annotated[int, typer.Option("--limit", min=0, help="Rows of the table; 0: all.")]
+Recorded = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, such as t0003-s0.", show_default=False)]
+RerunOut = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Directory that gets the repetition's own; default: it is thrown away.")
+]
 Check = Annotated[bool, typer.Option("--replay", help="Instead: how far real schedules were from those that a replay foretold.")]
 
 
