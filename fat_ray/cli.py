@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fat_ray import __version__
+from fat_ray import __version__, replaying
 from fat_ray.errors import FatRayError, InputError, RunFailedError
 from fat_ray.records.redact import scrub
 
@@ -374,9 +374,41 @@ def compare(
     directories: StudyDirectories,
     *,
     format_: Annotated[Format, typer.Option("--format", help="How the comparison is written to stdout.")] = Format.TABLE,
+    replay_: replaying.Check = False,
 ) -> None:
     """Compare all runs of one or several studies: metrics, active parameters, costs."""
+    if replay_:
+        _print(replaying.check_text(directories, format_))
+        return
     _print_comparison(directories, format_)
+
+
+@_command("fat-ray replay out/quickstart --set freeze.threshold=-1:0:0.1 --set freeze.every=[4,8] --sort mean_active")
+def replay(
+    place: replaying.Place,
+    *,
+    values: replaying.Values = [],  # noqa: B006
+    run_: replaying.Run = None,
+    format_: replaying.FormatOption = replaying.ReplayFormat.TABLE,
+    sort: replaying.Sort = "mean_active",
+    limit: replaying.Limit = 40,
+) -> None:
+    """Tell from the recorded drift of one run what other settings would have frozen, and when; nothing is trained."""
+    _print(replaying.replay_text(place, run_, values, format_, sort, limit))
+
+
+@_command("fat-ray rerun out/quickstart t0003-s0")
+def rerun(
+    directory: StudyDirectory, run_: replaying.Recorded, *, out: replaying.RerunOut = None, json: AsJson = False, quiet: Quiet = False
+) -> None:
+    """Train a recorded run again on this machine, and say whether it came out equal to the bit, or what differs."""
+    from fat_ray.study.rerun import as_json, as_text
+    from fat_ray.study.rerun import rerun as repeat
+
+    found = repeat(directory, run_, out, quiet=quiet, command=sys.argv[1:])
+    _print(as_json(found) if json else as_text(found))
+    if not found.is_equal:
+        raise typer.Exit(1)
 
 
 @_command("fat-ray report out/quickstart")

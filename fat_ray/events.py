@@ -1,5 +1,7 @@
 """What a run emits, in order: RunStart, then Step, Eval, Drift, Freeze and Notice as they happen, then RunEnd; Resumption when it goes on.
 
+Layers comes once, after the first step.
+
 Events are plain frozen dataclasses without arrays or tensors, so that every sink can use them without torch. A sequence
 field that says "per group" is aligned with `RunStart.groups`; a group's position in that list is its id everywhere.
 """
@@ -54,6 +56,7 @@ class RunStart:
         environment: Git commit, versions, world size, device, host (see records/environment.py).
         groups: All groups in network order.
         started_at: UTC.
+        follow: The schedule that the run is told to follow, as (step, active elements after the event); None: none.
     """
 
     run: str
@@ -67,6 +70,7 @@ class RunStart:
     environment: Mapping[str, Any]
     groups: Sequence[GroupInfo]
     started_at: datetime
+    follow: Sequence[tuple[int, int]] | None = None
 
     @property
     def total_elements(self) -> int:
@@ -126,6 +130,20 @@ class Step:
     def flops(self) -> float:
         """Analytic floating point operations of forward and backward over the global batch."""
         return self.flops_forward + self.flops_input_gradient + self.flops_weight_gradient
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What the forward of each layer costs, from which the costs of schedules can be estimated that were never trained.
+
+    Attributes:
+        layers: Paths of the modules that own weights, in the order in which a step first uses one of these; None for products without
+            a weight, as in attention, between them.
+        flops_forward: Per entry, operations of the forward over the global batch in the first step; 0 for layers without products.
+    """
+
+    layers: Sequence[str | None]
+    flops_forward: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -250,4 +268,4 @@ class RunEnd:
     peak_memory_bytes: int | None = None
 
 
-Event = RunStart | Resumption | Step | Eval | Drift | Freeze | Notice | RunEnd
+Event = RunStart | Resumption | Layers | Step | Eval | Drift | Freeze | Notice | RunEnd

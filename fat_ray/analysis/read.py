@@ -18,6 +18,7 @@ _ROW_KEYS = {
     "groups": ("group",),
     "runs": (),
     "resumptions": ("resumed_at",),
+    "layers": ("place",),
     "steps": ("step",),
     "evals": ("step", "split", "metric"),
     "drift": ("update", "group"),

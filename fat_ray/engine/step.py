@@ -15,7 +15,7 @@ from fat_ray.engine.meters import StepMeter
 from fat_ray.engine.order import TrainingOrder, learning_rate_factor
 from fat_ray.engine.request import Request, StopRequest
 from fat_ray.errors import DivergedError, SupersededError
-from fat_ray.events import Drift, Freeze, Notice, Step
+from fat_ray.events import Drift, Freeze, Layers, Notice, Step
 from fat_ray.fisher.reduce import all_sum, world
 from fat_ray.freeze.context import prepare_model
 from fat_ray.freeze.freezer import Freezer
@@ -56,7 +56,7 @@ class Trainer:
         *,
         device: torch.device,
         stop_request: StopRequest,
-        emit: Callable[[Drift | Freeze | Notice | Step], None],
+        emit: Callable[[Drift | Freeze | Layers | Notice | Step], None],
         policy: Policy | None = None,
     ) -> None:
         rank, world_size = world()
@@ -95,6 +95,8 @@ class Trainer:
         grad_norm = self._clip(step)
         lr = self._update(step)
         self.emit(self._record(step, agreed, lr, grad_norm, started))
+        if step == 0:
+            self.emit(self._layers(agreed))
         return agreed.request
 
     def _backward(self, batch: Batch) -> Tensor:
@@ -164,6 +166,12 @@ class Trainer:
             peak_memory_bytes=costs.peak_memory_bytes,
             step_s=time.perf_counter() - started,
         )
+
+    def _layers(self, agreed: Agreed) -> Layers:
+        """What the forward of this step cost, layer by layer: this rank's shares of what it cost on all ranks."""
+        mine = self.meter.flops.step.forward
+        scale = agreed.flops.forward / mine if mine else 0.0
+        return Layers([layer for layer, _ in self.meter.flops.layers], [scale * flops for _, flops in self.meter.flops.layers])
 
 
 def wrap(model: nn.Module, *, init_sync: bool = True) -> nn.Module:

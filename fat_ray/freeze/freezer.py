@@ -213,7 +213,8 @@ class Freezer:
         self._emit(Notice(self.step, "prefix", text))
 
     def _measures(self) -> bool:
-        return "drift" in self.policy.needs and self.step % self.spec.fisher.every == 0
+        wanted = "drift" in self.policy.needs or self.spec.fisher.record == "always"
+        return wanted and self.step % self.spec.fisher.every == 0
 
     def _collects(self) -> bool:
         return self._measures() or ("fisher" in self.policy.needs and self.policy.is_due(self.step))

@@ -102,6 +102,9 @@ class FisherSpec(Strict):
 
     every: Count = 4
     """Collection window m: statistics are collected every so many steps."""
+    record: Literal["policy", "always"] = "policy"
+    """Who has drift measured and recorded. policy: only a policy that decides by it; always: every run, so that `fat-ray replay` can tell
+    what Fisher drift would have frozen."""
     groups: GroupSpec = GroupSpec()
     estimator: Literal["kronecker", "squared_gradient"] = "kronecker"
     """kronecker: products of the factors of a layer; squared_gradient: the square of the mean gradient, for every parameter."""
