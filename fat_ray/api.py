@@ -60,6 +60,21 @@ class Study:
         study._take(load_study(Path(path), overrides))  # noqa: SLF001  its own
         return study
 
+    @classmethod
+    def from_directory(cls, directory: str | os.PathLike[str]) -> Self:
+        """A study that was launched: to look at its runs, or to go on with it.
+
+        Raises:
+            RecordError: The directory holds no study.
+        """
+        from fat_ray.records.manifest import STUDY_TEXT, read_manifest, read_study
+
+        place = Path(directory)
+        study = cls.__new__(cls)
+        study._take(LoadedStudy(read_study(read_manifest(place)), (place / STUDY_TEXT).read_text()))  # noqa: SLF001  its own
+        study.directory = place
+        return study
+
     @property
     def spec(self) -> "StudySpec":
         """All settings, resolved."""
@@ -100,6 +115,24 @@ class Study:
         from fat_ray.analysis.status import read_status
 
         return read_status(self.directory)
+
+    def resume(self, *, address: str | None = None, quiet: bool = False) -> "StudyOutcome | None":
+        """Goes on with the study, whose driver was interrupted or killed; the same as ``fat-ray resume``, without the report.
+
+        Args:
+            address: As for `launch`.
+            quiet: As for `launch`.
+
+        Returns:
+            None when the study was complete already.
+
+        Raises:
+            InputError: Something cannot be used, or another process is at work in the directory; nothing was started.
+            RecordError: There is no study.
+        """
+        from fat_ray.study.launch import resume
+
+        return resume(self.directory, address=address, quiet=quiet)
 
     def compare(self) -> "Comparison":
         """Runs and settings side by side, also while the study runs.

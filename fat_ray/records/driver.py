@@ -1,6 +1,6 @@
 """What the process that drives a study says of itself while it works, so that anybody who sees the directory can tell whether it lives.
 
-`control/driver.json` is written anew every few seconds. A lock would tell sooner, but not across machines.
+`control/beacon.json` is written anew every few seconds. A lock would tell sooner, but not across machines.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fat_ray.records.files import write_atomic
 
-DRIVER = "driver.json"
+BEACON = "beacon.json"
 BEAT_S = 2.0
 """Time between two signs of life."""
 SILENT_S, SILENT_ELSEWHERE_S = 3 * BEAT_S, 15 * BEAT_S
@@ -94,7 +94,7 @@ def judge(report: DriverReport, directory: str | Path, now: datetime | None = No
 
 
 def _place(directory: str | Path) -> Path:
-    return Path(directory) / "control" / DRIVER
+    return Path(directory) / "control" / BEACON
 
 
 def _is_there(pid: int) -> bool:

@@ -13,7 +13,7 @@ from fat_ray.study.portrait import going
 
 
 class Beacon:
-    """Writes `control/driver.json` every few seconds, from a thread: the driver may wait for W&B or the cluster for longer.
+    """Writes `control/beacon.json` every few seconds, from a thread: the driver may wait for W&B or the cluster for longer.
 
     Args:
         directory: The study's directory.

@@ -21,6 +21,7 @@ class Close(StrEnum):
     OUT_OF_WORK = "budget of worker-seconds used up"
     OUT_OF_FLOPS = "budget of floating point operations used up"
     OUT_OF_DISK = "too little disk space"
+    NO_ROOM = "no room on the cluster"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Trial:
         evaluations: For each seed, in their order, its evaluations by step.
         spent: Run id to what it has used, as far as is known.
         asked_to_stop: The status that its runs were asked to end with.
+        cuts: Position of a seed to the step of the evaluation at which early stopping wanted it to end; what came later counts for nobody.
+        failure: Why it cannot go on, as far as anybody has said.
         status: How it ended: completed only if all its runs did; None while it waits or runs.
         ends: Run id to how that run ended.
         results: Ends of its runs that completed, in the order of its seeds.
@@ -68,6 +71,8 @@ class Trial:
     evaluations: list[dict[int, Mapping[str, float]]] = field(default_factory=list)
     spent: dict[str, Cost] = field(default_factory=dict)
     asked_to_stop: Status | None = None
+    cuts: dict[int, int] = field(default_factory=dict)
+    failure: str | None = None
     status: Status | None = None
     reason: str = ""
     ends: dict[str, Status] = field(default_factory=dict)
@@ -95,14 +100,15 @@ class Trial:
         Returns:
             The position of the seed whose evaluation it is; None if it is none.
         """
+        self.failure = report.get("failure", self.failure)
         if "step" in report:
             position = int(report.get("position", 0))
             while len(self.evaluations) <= position:
                 self.evaluations.append({})
             self.step = int(report["step"])
-            self.evaluations[position][self.step] = {
-                key: float(value) for key, value in report.items() if key.startswith("val/") or key in COSTS
-            }
+            seen = {step: values for step, values in self.evaluations[position].items() if step < self.step}  # it may have gone back
+            found = {key: float(value) for key, value in report.items() if key.startswith("val/") or key in COSTS}
+            self.evaluations[position] = {**seen, self.step: found}
             self.spent[self.jobs[position].run] = Cost(float(report.get("worker_s", 0.0)), float(report.get("flops", 0.0)))
             return position
         if "seeds_done" in report:
@@ -148,6 +154,8 @@ class Ledger:
     Attributes:
         total: Trials that the study will have, as far as is known; baselines included.
         close: Set when the study is to end early.
+        stopped_by: The signal that interrupted the study; None without one.
+        is_save_asked: Set when all running trials are to save a checkpoint.
         notes: What the user should know at the end, such as a baseline that was skipped.
         failure: Why the study as a whole has no result; empty when it has one.
     """
@@ -155,15 +163,22 @@ class Ledger:
     total: int
     trials: list[Trial] = field(default_factory=list)
     close: Close | None = None
+    stopped_by: int | None = None
+    is_save_asked: bool = False
     notes: list[str] = field(default_factory=list)
     failure: str = ""
     started_s: float = field(default_factory=time.monotonic)
     _by_id: dict[str, Trial] = field(default_factory=dict)
 
     def add(self, trial_id: str, trial: Trial) -> None:
-        """Enters a trial under the id that Tune gave it."""
-        self.trials.append(trial)
+        """Enters a trial, unless it is there, under the id that Tune gave it."""
+        if not any(known is trial for known in self.trials):
+            self.trials.append(trial)
         self._by_id[trial_id] = trial
+
+    def handed_out(self) -> list[Trial]:
+        """Trials that wait or run in Tune: without those of an earlier driver that are yet to go on."""
+        return [trial for trial in self._by_id.values() if trial.status is None]
 
     def of(self, trial_id: str) -> Trial:
         """The trial that Tune knows by this id."""
@@ -180,7 +195,7 @@ class Ledger:
         self.warn(f"{why}: running trials were stopped, and the rest was left out")
 
     def live(self) -> Iterator[Trial]:
-        """Trials that wait or run."""
+        """Trials that wait, here or in Tune, or run."""
         return (trial for trial in self.trials if trial.status is None)
 
     def count(self, *statuses: Status) -> int:

@@ -281,6 +281,6 @@ def test_something_else_at_the_address_is_refused_in_bounded_time(tmp_path: Path
 
 
 def test_a_running_ray_is_found_at_its_address(ray_session: RaySession) -> None:
-    with cluster.connect(ray_session.address, tiny_study()) as nodes:
+    with cluster.connect(ray_session.address) as nodes:
         assert [node["CPU"] for node in nodes] == [2.0]
     assert ray.is_initialized()

@@ -31,7 +31,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pid": 1}'])
 def test_what_cannot_be_understood_is_no_report(tmp_path: Path, text: str) -> None:
     (tmp_path / "control").mkdir()
-    (tmp_path / "control" / "driver.json").write_text(text)
+    (tmp_path / "control" / "beacon.json").write_text(text)
     assert read_report(tmp_path) is None
 
 
