@@ -10,6 +10,7 @@ from fat_ray.errors import RecordError
 from fat_ray.records.driver import BEAT_S, DriverReport, this_host, write_report
 from fat_ray.study.ledger import Ledger
 from fat_ray.study.portrait import going
+from fat_ray.train.lease import is_superseded, read_driver
 
 
 class Beacon:
@@ -22,6 +23,7 @@ class Beacon:
 
     def __init__(self, directory: Path, ledger: Ledger) -> None:
         self._directory, self._ledger = directory, ledger
+        self._driver = read_driver(directory).number
         self._began_at = _at(ledger.started_s - time.monotonic())
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="fat_ray-beacon", daemon=True)
@@ -46,7 +48,8 @@ class Beacon:
         ledger = self._ledger
         report = DriverReport(os.getpid(), this_host(), self._began_at, _at(0.0), state, detail, ledger.total, list(ledger.notes))
         try:
-            write_report(self._directory, report)
+            if not is_superseded(self._directory, self._driver):  # else another driver speaks here now
+                write_report(self._directory, report)
         except RecordError:  # a full disk, or a file system that is away: silence says it too
             return
 

@@ -83,7 +83,9 @@ def _end(ledger: Ledger, failure: BaseException | None) -> tuple[str, str]:
         return FAILED, scrub(f"{type(failure).__name__}: {failure}".partition("\n")[0])
     if ledger.failure:
         return FAILED, ledger.failure
-    return (DONE, "") if ledger.close is None else (STOPPED, str(ledger.close))
+    if ledger.close is None:
+        return DONE, ""
+    return STOPPED if ledger.close.may_go_on else DONE, str(ledger.close)
 
 
 @contextmanager
