@@ -239,6 +239,8 @@ def _show_outcome(outcome: "StudyOutcome", directory: Path, *, quiet: bool, json
 
 def _take_leave(outcome: "StudyOutcome", directory: Path, *, quiet: bool) -> None:
     """The last words after a study, and its exit code. Unless it was quiet, the console has shown the notes already."""
+    from fat_ray.study.ledger import Close
+
     for note in outcome.notes if quiet else ():
         typer.echo(f"warning: {note}", err=True)
     for ended in outcome.runs:
@@ -250,8 +252,8 @@ def _take_leave(outcome: "StudyOutcome", directory: Path, *, quiet: bool) -> Non
         _stop(outcome.failure, 1)
     if outcome.failed:
         _stop(f"{outcome.failed} of {len(outcome.runs)} runs failed; tracebacks lie in {directory / 'logs'}", 1)
-    if outcome.closed == "too little disk space":
-        _stop(f"stopped for want of disk space; make some, then fat-ray resume {directory} goes on", 1)
+    if outcome.closed is Close.OUT_OF_DISK:
+        _stop(f"stopped for want of disk space: make some{_how_to_go_on()}", 1)
 
 
 @_command("fat-ray run studies/quickstart.yaml --set freeze.policy=none --workers 2 --seed 1")

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pydantic import TypeAdapter
 
 from fat_ray.analysis.compare import Comparison, compare
 from fat_ray.analysis.read import Study, collect, scan
 from fat_ray.events import Status
 from fat_ray.records.driver import DONE, ENDING, RUNNING, UNKNOWN, DriverReport, judge, read_report
 from fat_ray.rules import running_mean
+from fat_ray.spec.baseline import Baseline, as_section
 from fat_ray.spec.study import num_trials
 from fat_ray.view import picture as view
 from fat_ray.view import text
@@ -85,6 +87,8 @@ class _Lines:
         self._seeds: list[int] = self._studies[0].spec["seeds"]
         self._began = self._by_run(scan(self._studies, "runs").select("run", "started_at"))
         self._curves, self._shares = self._metric_curves(), self._active_shares()
+        baselines = TypeAdapter(list[Baseline]).validate_python(self._studies[0].spec["baselines"])
+        self._baselines = {baseline.name: baseline.shown for baseline in map(as_section, baselines)}
 
     def all(self) -> list[TrialLine]:
         """In the order in which they began."""
@@ -104,7 +108,7 @@ class _Lines:
         state = self._state(rows)
         return TrialLine(
             name=_name(last),
-            params=json.loads(last["params_json"]),
+            params=json.loads(last["params_json"]) or self._baselines.get(last["label"], {}),
             state=state,
             seeds_done=sum(row["status"] == Status.COMPLETED for row in rows),
             seeds=max(len(self._seeds), len(rows)) if last["role"] != "single" else 1,

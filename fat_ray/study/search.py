@@ -21,7 +21,7 @@ from fat_ray.spec.study import StudySpec, as_json, num_search_trials
 from fat_ray.study.front import trials_without_gain
 from fat_ray.study.jobs import matched_random, reference_trial, search_trial
 from fat_ray.study.journal import Journal
-from fat_ray.study.ledger import Close, Ledger, Trial
+from fat_ray.study.ledger import Ledger, Trial
 from fat_ray.study.verdict import conclude, objective_values, recall, seed_values
 from fat_ray.train.lease import read_driver
 from fat_ray.train.stop import clear_requests, request_stop
@@ -260,7 +260,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
                 self._journal.report(trial.number, position * trial.steps + step, value)
 
     def _conclude(self, trial: Trial, failure: str | None) -> None:
-        interrupted = self._ledger.close is Close.INTERRUPTED
+        interrupted = self._ledger.close is not None and self._ledger.close.may_go_on
         ends = conclude(trial, self._directory, failure, time.monotonic(), for_good=not interrupted)
         for job in trial.jobs:
             clear_requests(self._directory, job.run, self._driver)

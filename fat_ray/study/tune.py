@@ -91,6 +91,7 @@ def run_trials(course: Course, plan: Plan, watchers: Sequence[Callback], listene
                 name="tune",
                 storage_path=str(logs),
                 verbose=0,
+                progress_reporter=tune.CLIReporter(),  # silent; in a notebook the default one wipes the cell
                 stop=Closing(ledger),
                 callbacks=[Room(spec, ledger), supervisor, Mirror(mirror, ledger), *watchers],
                 # One more than a run may use: a kept process whose node left fails a trial that has not even begun.
