@@ -84,7 +84,7 @@ class Collector:
             share: What the coming backward covers.
         """
         self._disarm()
-        _step_eagerly(on=True)
+        step_eagerly(on=True)
         for layer in self.layers.keys() & set(layers):
             self._handles.append(self.layers[layer].register_forward_hook(self._watch(layer, share)))
 
@@ -126,7 +126,7 @@ class Collector:
     def take(self) -> Sums:
         """What was collected since the first `arm`: complete layers only, in a fixed order, both halves of each; disarms."""
         self._disarm()
-        _step_eagerly(on=False)
+        step_eagerly(on=False)
         sums, self._sums = self._sums, {}
         seen = {layer: [part for of, part, _ in sums if of == layer] for layer in self.layers}
         complete = [layer for layer, parts in seen.items() if "row" in parts and "column" in parts]
@@ -168,6 +168,6 @@ def covered_layers(model: nn.Module, groups: Iterable[Group], formulas: Formulas
     }
 
 
-def _step_eagerly(*, on: bool) -> None:
-    """A compiled model misses hooks that were registered after it was compiled: while collecting, it runs as written."""
+def step_eagerly(*, on: bool) -> None:
+    """A compiled model misses hooks that were registered after it was compiled: while they are there, it has to run as written."""
     torch.compiler.set_stance("force_eager" if on else "default")

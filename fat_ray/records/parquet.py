@@ -72,7 +72,8 @@ class ParquetSink:
 
         A part that is taken back becomes one without rows: no number is ever used for other rows, and no file vanishes under a reader.
         """
-        begun = bool(read_table(self._directory, "runs", self._run).num_rows)
+        # Without groups it broke before it had any, and somebody else wrote its start (`study.verdict.record_end`).
+        begun = all(read_table(self._directory, table, self._run).num_rows for table in ("groups", "runs"))
         kept = ("groups", "runs", "resumptions") if begun else ("resumptions",)
         for table in (table for table in reversed(TABLES) if table not in kept):
             for part in reversed(parts(self._directory, table, self._run)):

@@ -6,7 +6,7 @@ The records are the truth: the mirror reads nothing else, and its failure stops 
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,9 +71,27 @@ class WandbMirror:
                 _check_credentials()
 
     def begin_anew(self, run: str) -> None:
-        """Removes what an interrupted driver has mirrored offline: the whole run is mirrored again, from the records, under the same id."""
+        """Removes what an interrupted driver has mirrored offline: the whole run is mirrored again, from the records, under the same id.
+
+        Online, W&B itself replaces a run by one that is begun under the same id.
+        """
+        self._mark(run).unlink(missing_ok=True)
         for left in (self._directory / "wandb").glob(f"**/offline-run-*-{self._id(run)}"):
             shutil.rmtree(left, ignore_errors=True)
+
+    def catch_up(self, runs: Iterable[str]) -> None:
+        """Mirrors runs that have ended, but for those that have been mirrored to their end: a driver may have been killed before it was."""
+        for run in runs:
+            if not (self._off or self._is_finished(run)):
+                self.begin_anew(run)
+                self.finish(run)
+
+    def _mark(self, run: str) -> Path:
+        """A file that is there when all of a run has been mirrored."""
+        return self._directory / "wandb" / "finished" / run
+
+    def _is_finished(self, run: str) -> bool:
+        return run in self._finished or self._mark(run).exists()
 
     def _id(self, run: str) -> str:
         manifest = read_manifest(self._directory)
@@ -93,7 +111,7 @@ class WandbMirror:
             self.finish(run)
 
     def _attempt(self, action: Callable[[str], None], run: str) -> None:
-        if self._off or run in self._finished:
+        if self._off or self._is_finished(run):
             return
         try:
             with _files_below(self._directory):
@@ -151,6 +169,8 @@ class WandbMirror:
             live.handle.log({"freeze/schedule": schedule, AXIS: live.step})
         finally:
             live.handle.finish(exit_code=int(failed))
+        self._mark(run).parent.mkdir(exist_ok=True)
+        self._mark(run).touch()
 
 
 def run_config(start: RunStart) -> dict[str, Any]:

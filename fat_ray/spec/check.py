@@ -171,7 +171,7 @@ def baseline_problems(data: Mapping[str, Any], spec: StudySpec) -> Iterator[Find
     for position, baseline in enumerate(spec.references):
         path: Path = ("baselines", position)
         for key in baseline.set:
-            if key == "freeze.follow" and baseline.is_matched:
+            if key == "fisher.record" or (key == "freeze.follow" and baseline.is_matched):
                 continue
             if key not in fields:
                 near = nearest(key, fields)

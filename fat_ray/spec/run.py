@@ -39,6 +39,8 @@ class CheckpointSpec(Strict):
     """Steps between checkpoints; null: one at each evaluation; 0: none at all. The last step has one too."""
     keep: Count = 2
     """Checkpoints kept of each run: the newest, and those before it in case the newest is damaged."""
+    retain: Literal["front", "all"] = "front"
+    """Whose checkpoints a search keeps when a trial has ended. front: those of the Pareto front, which the best is on; all: everybody's."""
 
 
 class TrainSpec(Strict):
@@ -100,6 +102,9 @@ class FisherSpec(Strict):
 
     every: Count = 4
     """Collection window m: statistics are collected every so many steps."""
+    record: Literal["policy", "always"] = "policy"
+    """Who has drift measured and recorded. policy: only a policy that decides by it; always: every run, so that `fat-ray replay` can tell
+    what Fisher drift would have frozen."""
     groups: GroupSpec = GroupSpec()
     estimator: Literal["kronecker", "squared_gradient"] = "kronecker"
     """kronecker: products of the factors of a layer; squared_gradient: the square of the mean gradient, for every parameter."""
@@ -191,6 +196,11 @@ class FreezeSpec(Strict):
     merging."""
     options: dict[str, Any] = {}
     """A policy of your own: whatever it understands."""
+    frozen_statistics: Literal["move", "hold"] = "move"
+    """Norms with running statistics of which all parameters are frozen. move: they normalise by the batch and update their statistics, as
+    in plain training; hold: they normalise by their statistics, which stand still."""
+    cache_prefix_bytes: Annotated[int, Field(ge=0)] = 0
+    """Bytes on each worker in which outputs of the frozen prefix are remembered for examples that come again; 0: none."""
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

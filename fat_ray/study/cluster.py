@@ -14,6 +14,7 @@ from pathlib import Path
 import ray
 
 from fat_ray.errors import ResourceError
+from fat_ray.study.daemons import own_session
 from fat_ray.study.environment import DIRECTORY_PREFIX, set_defaults, short_directory
 from fat_ray.train.placement import alive_nodes
 from fat_ray.train.resources import Resources
@@ -52,14 +53,15 @@ def connect(address: str | None) -> Iterator[list[Resources]]:
 def _local() -> Iterator[None]:
     files = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=short_directory()))
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(files),
-            runtime_env={"env_vars": {**TRAIN_ENV, **_import_path()}},
-        )
+        with own_session():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(files),
+                runtime_env={"env_vars": {**TRAIN_ENV, **_import_path()}},
+            )
     except Exception as error:
         ray.shutdown()
         shutil.rmtree(files, ignore_errors=True)

@@ -60,9 +60,7 @@ class Room(Callback):  # type: ignore[misc]
         self._waiting_since_s = min(self._waiting_since_s, now_s)
         if not self._told and now_s - self._waiting_since_s >= self._timeout_s:
             self._told = True
-            self._ledger.notes.append(
-                f"for {self._timeout_s:g} s no trial could start: others held the cluster, or its processes start slowly"
-            )
+            self._ledger.warn(f"for {self._timeout_s:g} s no trial could start: others held the cluster, or its processes start slowly")
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002 - Tune's interface
         """The process of a trial died, most likely with its node. It waits for another place, and is told how often that happened."""

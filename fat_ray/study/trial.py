@@ -20,6 +20,8 @@ from fat_ray.train.stop import stop_requested
 def run_trial(config: dict[str, Any]) -> None:
     """Trains the runs of one trial and reports to Tune: each evaluation with its seed's position, each seed that is done, and a failure.
 
+    Runs that an earlier driver's trial completed are left out.
+
     A run that does not complete ends the trial. Failures are reported, not raised: Tune then goes on, and the driver has the reason.
     Only a trial whose place is gone raises, so that Tune lets go of the rest of the place and starts the trial elsewhere, where it goes on.
 
@@ -27,8 +29,8 @@ def run_trial(config: dict[str, Any]) -> None:
         config: What `fat_ray.study.search.StudySearch.suggest` returns and `fat_ray.study.tune.run_trials` adds.
     """
     jobs = [RunJob.model_validate_json(text) for text in config["jobs"]]
-    for position, job in enumerate(jobs):
-        if stop_requested(job.directory, job.run):
+    for position, job in list(enumerate(jobs))[config["done"] :]:
+        if stop_requested(job.directory, job.run) is Status.STOPPED:
             return
         try:
             end = _train(job, config, position)

@@ -26,7 +26,8 @@ from fat_ray.train.failure import DIED, lost_peer, one_line, root_cause, write_l
 from fat_ray.train.placement import await_place
 from fat_ray.train.resources import Executor, backend, worker_resources
 from fat_ray.train.retry import with_retries
-from fat_ray.train.stop import clear_stop, request_stop, stop_on_interrupt
+from fat_ray.train.signals import run_signals
+from fat_ray.train.stop import clear_requests, request_stop
 from fat_ray.train.worker import work
 
 Report = Callable[[dict[str, Any]], None]
@@ -87,15 +88,15 @@ def fit(
         raise OutputError(f"{job.directory} holds the records of run {job.run} already")
     reports = _Reports(job, report)
     try:
-        with stop_on_interrupt(job.directory, job.run) as interrupted:
+        with run_signals(job.directory, job.run) as listener:
             try:
                 return with_retries(job, lambda job: _attempt(job, executor, reports, placement_timeout_s))
             except NotBegunError:
-                if not interrupted.is_set():
+                if listener.stopped_by is None:
                     raise
-        raise AssertionError("an interrupt raises KeyboardInterrupt")
+        raise AssertionError("a signal raises Interrupted")
     finally:
-        clear_stop(job.directory, job.run)
+        clear_requests(job.directory, job.run, job.driver)
         reports.go_on()  # what it raises takes the place of a failure
 
 
@@ -264,7 +265,7 @@ def _arguments(job: RunJob, callback: ray.train.UserCallback) -> dict[str, Any]:
             num_workers=spec.workers, use_gpu=spec.gpus_per_worker > 0, resources_per_worker=worker_resources(spec)
         ),
         "run_config": ray.train.RunConfig(
-            name=job.run,
+            name=_storage(job).name,
             storage_path=str(_storage(job).parent),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             callbacks=[callback],
@@ -282,8 +283,8 @@ def _train_loop(config: dict[str, str]) -> None:
 
 
 def _storage(job: RunJob) -> Path:
-    """Ray Train's own files of the run; nothing in them is needed after it."""
-    return Path(job.directory) / "control" / job.run
+    """Ray Train's own files of the run, apart from those of an earlier driver; nothing in them is needed after it."""
+    return Path(job.directory) / "control" / f"{job.run}.{job.driver}"
 
 
 def _remove_storage(job: RunJob) -> None:

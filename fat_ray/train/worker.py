@@ -3,7 +3,7 @@
 import gc
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from fat_ray.records.sink import NullSink, Sink
 from fat_ray.spec.job import RunJob
 from fat_ray.tasks.registry import build_task
 from fat_ray.train.failure import one_line
+from fat_ray.train.lease import sole_writer
 from fat_ray.train.pristine import Settings
 from fat_ray.train.resources import threads
-from fat_ray.train.stop import StopPoll
+from fat_ray.train.stop import RequestPoll
 
 
 def work(job: RunJob, *, rank: int, device: torch.device, on_evaluation: OnEvaluation) -> RunEnd:
@@ -48,9 +49,10 @@ def _train(job: RunJob, rank: int, device: torch.device, on_evaluation: OnEvalua
             raise ResourceError(f"{wanted}, but torch {torch.__version__} finds no GPU where this worker runs")
         torch.cuda.set_device(device)
     task = build_task(job.spec.task)
-    sink: Sink = ParquetSink(job.directory, job.run) if rank == 0 else NullSink()
-    stop = StopPoll(job.directory, job.run)
-    return train(job, task, sink, device=device, stop_request=stop, on_evaluation=on_evaluation)
+    requests = RequestPoll(job.directory, job.run, job.driver)
+    with sole_writer(job.directory, job.run, job.driver) if rank == 0 else nullcontext():
+        sink: Sink = ParquetSink(job.directory, job.run) if rank == 0 else NullSink()
+        return train(job, task, sink, device=device, stop_request=requests, on_evaluation=on_evaluation)
 
 
 @contextmanager

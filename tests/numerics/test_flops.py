@@ -252,3 +252,62 @@ def test_nothing_stays_behind_when_a_step_breaks() -> None:
     assert not nn.modules.module._global_forward_hooks
     assert not nn.modules.module._global_forward_pre_hooks
     assert meter.step == Flops()
+
+
+def layers(model: nn.Module, x: Tensor = IMAGES, run: Callable[[Tensor], Tensor] | None = None) -> list[tuple[str | None, float]]:
+    meter = FlopMeter(model)
+    with meter.watch((x,)):
+        (run or model)(x).sum().backward()
+    assert sum(flops for _, flops in meter.layers) == meter.step.forward
+    return meter.layers
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_forwards_are_told_layer_by_layer_in_the_order_of_first_use(bf16: bool, plain_attention: None) -> None:
+    model = Transformer()
+
+    def run(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return model(x)
+
+    rows = 2 * 2 * TOKENS * WIDTH
+    scores = 2 * 2 * 2 * TOKENS * TOKENS * WIDTH  # queries with keys, and weights with values
+    assert layers(model, run=run) == [
+        ("patch", rows * 48),
+        ("", 0),
+        ("attention.qkv", rows * 3 * WIDTH),
+        (None, scores),
+        ("attention.proj", rows * WIDTH),
+        ("encoder.self_attn", rows * 3 * WIDTH),
+        (None, scores),
+        ("encoder.self_attn.out_proj", rows * WIDTH),
+        ("encoder.norm1", 0),
+        ("encoder.linear1", rows * 2 * WIDTH),
+        ("encoder.linear2", rows * 2 * WIDTH),
+        ("encoder.norm2", 0),
+        (None, scores),
+        ("head.parametrizations.weight", rows * 4),
+        ("head", 0),
+    ]
+
+
+class Twice(nn.Module):
+    """A layer that is used again after another one, and its weight by a second module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.tied = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.tied.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tied(self.second(self.first(x)))
+
+
+def test_a_layer_that_is_used_again_keeps_its_first_place() -> None:
+    assert layers(Twice(), torch.randn(2, 8)) == [("first", 2 * 256), ("second", 256), ("tied", 0)]
+
+
+def test_a_computed_again_forward_keeps_its_places() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    again = layers(model, torch.randn(2, 8), run=lambda x: checkpoint(model, x, use_reentrant=False))
+    assert again == [("0", 512), ("1", 256)]  # torch computes again what it must

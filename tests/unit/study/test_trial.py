@@ -37,7 +37,9 @@ class Stage:
         return end
 
     def play(self, jobs: list[RunJob], **config: Any) -> None:
-        trial.run_trial({"jobs": [job.model_dump_json() for job in jobs], "executor": "warm", "placement_timeout_s": 1.0, **config})
+        trial.run_trial(
+            {"jobs": [job.model_dump_json() for job in jobs], "done": 0, "executor": "warm", "placement_timeout_s": 1.0, **config}
+        )
 
 
 @pytest.fixture
