@@ -100,8 +100,11 @@ class StudySearch(Searcher):  # type: ignore[misc]
             self._conclude(trial, failure or ("its trial process died" if error else None))
 
     def close(self) -> None:
-        """Concludes what is left when the study ends early: only a trial of a study that was interrupted stays RUNNING in the journal."""
-        for trial in list(self._ledger.live()):
+        """Concludes what is left when the study ends early: only trials of a study that was interrupted stay RUNNING in the journal.
+
+        When the cluster became too small, so do those that an earlier driver left and that have not been handed out again.
+        """
+        for trial in self._ledger.handed_out() if self._ledger.close is Close.NO_ROOM else list(self._ledger.live()):
             trial.asked_to_stop = Status.STOPPED
             self._conclude(trial, trial.failure)
 
