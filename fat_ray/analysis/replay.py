@@ -21,11 +21,12 @@ from fat_ray.analysis import text
 from fat_ray.errors import InputError
 from fat_ray.replay import costs
 from fat_ray.replay.recording import Recording
-from fat_ray.replay.settings import REPLAYED, WINDOW, Settings, settings_of
+from fat_ray.replay.settings import WINDOW, Settings, settings_of
 from fat_ray.replay.simulate import Schedules, coarser, decisions, replay
 from fat_ray.rules import Ints
 from fat_ray.spec.document import parse
 from fat_ray.spec.path import shorten
+from fat_ray.spec.run import REPLAYED
 
 JSON_VERSION = 1
 """Raised when a key of the JSON document changes its meaning or goes."""

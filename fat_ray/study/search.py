@@ -18,6 +18,7 @@ from fat_ray.events import RunEnd, Status
 from fat_ray.records.reader import runs
 from fat_ray.rules import compromise
 from fat_ray.spec.baseline import BaselineSpec
+from fat_ray.spec.search import observers
 from fat_ray.spec.study import StudySpec, as_json, num_search_trials
 from fat_ray.study.front import trials_without_gain
 from fat_ray.study.jobs import matched_random, reference_trial, search_trial
@@ -127,6 +128,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         """Trials in their order; None while one has to wait for others to end."""
         references = [(baseline, reference_trial(self._spec, self._directory, baseline)) for baseline in self._spec.references]
         yield from (trial for baseline, trial in references if not baseline.is_matched and not self._known(trial))
+        yield from self._observed()
         yield from self._searched()
         for baseline, trial in references:
             if not baseline.is_matched or self._known(trial):
@@ -136,6 +138,14 @@ class StudySearch(Searcher):  # type: ignore[misc]
             leader = self._leader(baseline)
             if leader is not None:
                 yield matched_random(self._spec, self._directory, baseline, leader)
+
+    def _observed(self) -> Iterator[None]:
+        """Waits until the drift is recorded that a warm start replays; says so if there is none."""
+        names = [observer.name for observer in observers(self._spec)] if self._spec.warm_start == "replay" else []
+        while any(trial.name in names for trial in self._ledger.live()):
+            yield None
+        if self._journal.warm_start.setting(len(self._journal.trials)) is None and self._journal.warm_start.problem:
+            self._ledger.notes.append(self._journal.warm_start.problem)
 
     def _searched(self) -> Iterator[Trial]:
         """The trials that Optuna suggests; a suggestion that is refused counts as one, so that the search ends whatever the space is."""
