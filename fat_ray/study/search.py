@@ -17,6 +17,7 @@ from fat_ray.events import RunEnd, Status
 from fat_ray.records.reader import runs
 from fat_ray.rules import compromise
 from fat_ray.spec.baseline import BaselineSpec
+from fat_ray.spec.search import observers
 from fat_ray.spec.study import StudySpec, as_json, num_search_trials
 from fat_ray.study.front import trials_without_gain
 from fat_ray.study.jobs import matched_random, reference_trial, search_trial
@@ -162,6 +163,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
             if not baseline.is_matched and baseline.name not in entered:
                 yield reference_trial(self._spec, self._directory, baseline)
         yield from self._gone_on(trial for trial in self._ledger.trials if not trial.is_baseline)
+        yield from self._observed()
         yield from self._searched()
         for baseline in self._spec.references:
             if not baseline.is_matched or self._journal.concluded(baseline.name):
@@ -195,6 +197,14 @@ class StudySearch(Searcher):  # type: ignore[misc]
             yield from self._gone_on([trial])
         else:
             yield trial
+
+    def _observed(self) -> Iterator[None]:
+        """Waits until the drift is recorded that a warm start replays; says so if there is none."""
+        names = [observer.name for observer in observers(self._spec)] if self._spec.warm_start == "replay" else []
+        while any(trial.name in names for trial in self._ledger.live()):
+            yield None
+        if self._journal.warm_start.setting(len(self._journal.trials)) is None and self._journal.warm_start.problem:
+            self._ledger.notes.append(self._journal.warm_start.problem)
 
     def _searched(self) -> Iterator[Trial]:
         """The trials that Optuna suggests; a suggestion that is refused counts as one, so that the search ends whatever the space is."""
