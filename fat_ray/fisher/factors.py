@@ -111,18 +111,16 @@ def _convolution(module: Any) -> Readers:
 
 def _transposed(module: Any) -> Readers:
     """A transposed convolution reads its output's gradient as a convolution reads its input: the factors change places."""
-    geometry = zip(module.kernel_size, module.stride, module.dilation, module.padding, module.padding, strict=True)
+    # what is added to an end makes no position; less than a stride of it cannot anyway
+    ends = [pad - more // step * step for pad, more, step in zip(module.padding, module.output_padding, module.stride, strict=True)]
+    geometry = zip(module.kernel_size, module.stride, module.dilation, module.padding, ends, strict=True)
     axes = [squares.Axis(*axis) for axis in geometry]
-    # the end that no input reaches; less than a stride of it adds no position
-    unreached = [more // step * step for more, step in zip(module.output_padding, module.stride, strict=True)]
     shape = module.groups, -1, *module.kernel_size
 
     def gradients(s: Tensor) -> Parts:
-        bias = squares.per_channel(s), s.numel() // s.shape[1]
-        for dim, length in enumerate(unreached, start=2):
-            s = s.narrow(dim, 0, s.shape[dim] - length)
         total, num_positions = squares.under_taps(s, axes)
-        return {"column": (total.reshape(shape), s.shape[0] * num_positions), "bias_row": bias}
+        column = total.reshape(shape), s.shape[0] * num_positions
+        return {"column": column, "bias_row": (squares.per_channel(s), s.numel() // s.shape[1])}
 
     return _channel_rows, gradients
 
