@@ -83,7 +83,7 @@ class Journal:
         if sampler is None:
             return None
         self._study.sampler = sampler
-        start = self.warm_start.setting(len(before))
+        start = self.warm_start.setting(len(self.trials))
         if start is not None and not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):  # a killed driver leaves one
             self._study.enqueue_trial(start.params, {"foretold_mean_active_fraction": start.foretold})
         asked = self._study.ask()

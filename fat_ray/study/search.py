@@ -22,7 +22,7 @@ from fat_ray.spec.study import StudySpec, as_json, num_search_trials
 from fat_ray.study.front import trials_without_gain
 from fat_ray.study.jobs import matched_random, reference_trial, search_trial
 from fat_ray.study.journal import Journal
-from fat_ray.study.ledger import Ledger, Trial
+from fat_ray.study.ledger import Close, Ledger, Trial
 from fat_ray.study.verdict import conclude, objective_values, recall, seed_values
 from fat_ray.train.lease import read_driver
 from fat_ray.train.stop import clear_requests, request_stop
@@ -204,7 +204,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         while any(trial.name in names for trial in self._ledger.live()):
             yield None
         if self._journal.warm_start.setting(len(self._journal.trials)) is None and self._journal.warm_start.problem:
-            self._ledger.notes.append(self._journal.warm_start.problem)
+            self._ledger.warn(self._journal.warm_start.problem)
 
     def _searched(self) -> Iterator[Trial]:
         """The trials that Optuna suggests; a suggestion that is refused counts as one, so that the search ends whatever the space is."""
@@ -239,9 +239,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         left, since = self._total - len(self._journal.trials), self._stalled_for
         if left and since is not None:
             self._ledger.total -= left
-            self._ledger.notes.append(
-                f"the search ended {left} trials early: for {since} trials its front had not grown (budget.patience_trials)"
-            )
+            self._ledger.warn(f"the search ended {left} trials early: for {since} trials its front had not grown (budget.patience_trials)")
 
     def _refuse(self, number: int, params: dict[str, Any], reason: str, *, tell: bool) -> None:
         """A suggestion whose values do not go together: the journal and, once, the user are told."""
@@ -252,9 +250,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         if self._refused == 1:
             chosen = ", ".join(f"{key} = {value}" for key, value in params.items())
             why = " ".join(reason.split())
-            self._ledger.notes.append(
-                f"suggested settings that do not go together are not run and use up the budget; first {chosen}: {why}"
-            )
+            self._ledger.warn(f"suggested settings that do not go together are not run and use up the budget; first {chosen}: {why}")
 
     def _report(self, trial: Trial, position: int) -> None:
         """The running mean of the objective at the evaluation that just came, at the steps of all seeds so far."""
@@ -325,4 +321,4 @@ class StudySearch(Searcher):  # type: ignore[misc]
     def _skip(self, baseline: BaselineSpec) -> None:
         follow = self._followed(baseline)
         what = f"run {follow} of this study with policy fisher_drift" if follow else "run with policy fisher_drift"
-        self._ledger.notes.append(f"baseline {baseline.name} was skipped: no {what} completed, so there is no schedule to follow")
+        self._ledger.warn(f"baseline {baseline.name} was skipped: no {what} completed, so there is no schedule to follow")
