@@ -1,21 +1,18 @@
 """What comes before any run: the checks that need no cluster, and the study's directory, which goes again if nothing was started in it."""
 
-import fcntl
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fat_ray.errors import InputError, OutputError
+from fat_ray.errors import InputError
+from fat_ray.records.lock import alone
 from fat_ray.records.manifest import create_study, discard_study
 from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.check import substitute
 from fat_ray.spec.run import RunSpec
 from fat_ray.spec.space import Choice
 from fat_ray.spec.study import StudySpec, as_json
-
-log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -44,7 +41,7 @@ def opened(spec: StudySpec, text: str, directory: Path, command: Sequence[str]) 
     try:
         mirror = WandbMirror(directory, spec.wandb)
         mirror.check_writable()
-        with _alone(directory):
+        with alone(directory):
             yield mirror
     except (InputError, KeyboardInterrupt):
         discard_study(directory)  # the same command may be given again
@@ -64,25 +61,10 @@ def reopened(spec: StudySpec, directory: Path) -> Iterator[WandbMirror]:
     from fat_ray.tasks.registry import check_task
 
     check_task(spec.task)
-    with _alone(directory):
+    with alone(directory):
         mirror = WandbMirror(directory, spec.wandb)
         mirror.check_writable()
         yield mirror
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Holds a lock that goes with this process, however it ends; without effect where the file system has none."""
-    path = directory / "control" / "driver.lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(f"another process is at work in {directory}; wait for it, or stop it first") from error
-        except OSError as error:
-            log.debug("no lock on %s: %s", path, error)
-        yield
 
 
 def _policies(spec: StudySpec) -> Iterator[RunSpec]:

@@ -1,0 +1,81 @@
+"""Where a study lies: a directory of this machine, or a URI of any file system that Arrow knows, such as ``s3://bucket/study``."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+
+from fat_ray.errors import InputError
+from fat_ray.records.redact import scrub
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory, for reading.
+
+    Attributes:
+        name: As it was given, without secrets: for messages.
+        root: Its path within the file system.
+        filesystem: The file system.
+    """
+
+    name: str
+    root: str
+    filesystem: FileSystem = field(default_factory=LocalFileSystem, compare=False)
+
+    @property
+    def local(self) -> Path | None:
+        """The directory where it is one of this machine."""
+        return Path(self.root) if isinstance(self.filesystem, LocalFileSystem) else None
+
+    def path(self, relative: str) -> str:
+        """Path of something in it, within the file system."""
+        return f"{self.root}/{relative}"
+
+    def shown(self, path: str) -> str:
+        """A path within the file system as people know it."""
+        return f"{self.name}{path.removeprefix(self.root)}"
+
+    def read(self, relative: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            FileNotFoundError: There is none.
+            OSError: It cannot be read.
+        """
+        with self.filesystem.open_input_stream(self.path(relative)) as stream:
+            content: bytes = stream.read()
+            return content
+
+    def files(self, relative: str, *, recursive: bool = False) -> list[FileInfo]:
+        """The files in a directory; none where there is no directory.
+
+        Raises:
+            OSError: The file system cannot be asked.
+        """
+        selector = FileSelector(self.path(relative), recursive=recursive, allow_not_found=True)
+        return [info for info in self.filesystem.get_file_info(selector) if info.type == FileType.File]
+
+
+def place_of(given: str | Path | Place) -> Place:
+    """A place from what a user gives.
+
+    Args:
+        given: A path, or a URI (``scheme://…``) that `pyarrow.fs.FileSystem.from_uri` understands.
+
+    Raises:
+        InputError: No file system goes with the URI.
+    """
+    if isinstance(given, Place):
+        return given
+    if "://" not in str(given):
+        return Place(str(Path(given)), str(Path(given)))
+    try:
+        filesystem, root = FileSystem.from_uri(str(given).rstrip("/"))
+    except (pa.ArrowException, OSError, ImportError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{scrub(str(given))}: no file system goes with this URI: {scrub(reason)}") from error
+    if isinstance(filesystem, LocalFileSystem):
+        return Place(root, root, filesystem)
+    return Place(scrub(str(given).rstrip("/")), root, filesystem)
