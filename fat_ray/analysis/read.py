@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, Self, TypeVar, cast
 
 import polars as pl
@@ -12,7 +12,7 @@ import pyarrow as pa
 from polars.io.plugins import register_io_source
 
 from fat_ray.errors import RecordError, VanishedError
-from fat_ray.records.catalogue import Batch, Damage, RecordFile, survey
+from fat_ray.records.catalogue import Batch, Damage, RecordFile, compacted, survey
 from fat_ray.records.manifest import STUDY_TEXT, Manifest, read_manifest
 from fat_ray.records.place import Place, place_of
 from fat_ray.records.reader import read_rows, torn_pages
@@ -132,12 +132,14 @@ class Study:
         key: The study's name, made unique among the studies that are read together.
         manifest: Its manifest.
         records: Its rows.
+        chosen: The runs that were asked for by name; None: all.
     """
 
     place: Place
     key: str
     manifest: Manifest
     records: Records
+    chosen: frozenset[str] | None = None
 
     @property
     def directory(self) -> Path | str:
@@ -162,16 +164,18 @@ def open_studies(given: Sequence[Path | str | Place]) -> list[Study]:
     """Reads the manifests of studies; the same directory given twice is read once.
 
     Args:
-        given: Directories, or URIs of any file system that Arrow knows.
+        given: Directories, or URIs of any file system that Arrow knows; or runs in them, ``DIR/RUN``.
 
     Raises:
         RecordError: A directory holds no study, or one that was written by a newer major version.
         InputError: No file system goes with a URI.
     """
     distinct: dict[str, Study] = {}
-    for one in given:
-        study = open_study(one)
-        distinct.setdefault(str(study.place.local.resolve()) if study.place.local else study.place.name, study)
+    for study in map(open_study, given):
+        identity = str(study.place.local.resolve()) if study.place.local else study.place.name
+        before = distinct.setdefault(identity, study)
+        if before.chosen is not None:
+            distinct[identity] = replace(before, chosen=study.chosen and before.chosen | study.chosen)
     studies = list(distinct.values())
     repeated = Counter(study.key for study in studies)
     return [study if repeated[study.key] == 1 else replace(study, key=f"{study.key} ({study.place.name})") for study in studies]
@@ -180,13 +184,26 @@ def open_studies(given: Sequence[Path | str | Place]) -> list[Study]:
 def open_study(given: Path | str | Place) -> Study:
     """One study. The only place that knows what can be read: whatever else shall be compared gets its own `Records` here.
 
+    Args:
+        given: A directory or its URI; or one of its runs, ``DIR/RUN``, which is then the only one chosen.
+
     Raises:
-        RecordError: As for `open_studies`, as the next.
-        InputError: See there.
+        RecordError: As for `open_studies`.
+        InputError: As for `open_studies`.
     """
-    place = place_of(given)
-    manifest = read_manifest(place)
-    return Study(place, manifest.name, manifest, ParquetRecords(place))
+    place, chosen = place_of(given), None
+    try:
+        manifest = read_manifest(place)
+    except RecordError:
+        parent, run = place.parent, PurePosixPath(place.root).name
+        if not any(info for info in parent.files(f"records/runs/{run}")) and not _is_gathered(parent, run):
+            raise
+        place, chosen, manifest = parent, frozenset([run]), read_manifest(parent)
+    return Study(place, manifest.name, manifest, ParquetRecords(place), chosen)
+
+
+def _is_gathered(place: Place, run: str) -> bool:
+    return any(run in batch.folded for batch in compacted(place, "runs"))
 
 
 def scan(studies: Sequence[Study], table: str) -> pl.LazyFrame:

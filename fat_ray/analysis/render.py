@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fat_ray.analysis import text
-from fat_ray.analysis.compare import Comparison
-from fat_ray.analysis.table import FRONT, MEAN_ACTIVE, PARTIAL, TextTable, run_table, setting_table
+from fat_ray.analysis.compare import FULL, Comparison
+from fat_ray.analysis.conclusions import conclusions
+from fat_ray.analysis.table import FRONT, MEAN_ACTIVE, PARTIAL, Rows, TextTable, tables
 
 JSON_VERSION = 1
 """Raised when a key of the JSON document changes its meaning or goes; new keys do not raise it."""
@@ -20,16 +21,16 @@ JSON_VERSION = 1
 _STYLES = {"front": "bold", "ranked": "", "partial": "dim", "reference": "italic"}
 
 
-def as_table(comparison: Comparison, console: Console) -> RenderableType:
-    """The comparison for a terminal: as many columns as fit, the least important ones left out first."""
+def as_table(comparison: Comparison, console: Console, rows: Rows = Rows.ALL, limit: int | None = None) -> RenderableType:
+    """The comparison for a terminal: as many columns as fit, the least important ones left out first; see `table.tables`."""
     parts: list[RenderableType] = []
-    if comparison.several_seeds:
-        parts += [
-            Text("Settings: mean ± sample standard deviation over completed seeds", style="bold"),
-            *_fit(setting_table(comparison), console),
-        ]
-        parts += [Text("Runs", style="bold")]
-    parts += _fit(run_table(comparison), console)
+    shown = tables(comparison, rows, limit)
+    for titled in shown:
+        parts += [Text(titled.title, style="bold")] if len(shown) > 1 else []
+        parts += _fit(titled.table, console)
+        if titled.hidden:
+            parts.append(Text(f"and {text.count(titled.hidden, 'more row')} (--limit 0 shows all)", style="dim"))
+    parts += [Text(line) for line in [*conclusions(comparison), *comparison.damage]]
     return Group(*parts, *(Text(line, style="dim") for line in [*explanations(comparison), *comparison.notes]))
 
 
@@ -42,11 +43,17 @@ def explanations(comparison: Comparison) -> list[str]:
             "last: at the latest evaluation; at budget: after the last planned step, so of completed runs only;"
             " best: the most favourable evaluation."
         ),
-        f"{MEAN_ACTIVE}: mean active parameters over the steps; vs full: against full fine-tuning (`none`) with the same seed.",
+        f"{MEAN_ACTIVE}: mean active parameters over the steps; {_against(comparison)}.",
     ]
     if bool(comparison.runs["partial"].any()):
         lines.append(f"{PARTIAL}: partial; the run did not complete; the value is not comparable and not ranked.")
     return lines
+
+
+def _against(comparison: Comparison) -> str:
+    if comparison.options.baseline == FULL:
+        return "vs full: against full fine-tuning (`none`) with the same seed"
+    return f"vs base: against {comparison.options.baseline} with the same seed"
 
 
 def _fit(table: TextTable, console: Console) -> list[RenderableType]:

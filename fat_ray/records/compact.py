@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from fat_ray.errors import RecordError
 from fat_ray.events import Status
-from fat_ray.records.catalogue import COMPACTED, RUNS_KEY, TABLES_KEY, Listing, RecordFile, compacted, footer, survey
+from fat_ray.records.catalogue import COMPACTED, RUNS_KEY, TABLES_KEY, RecordFile, compacted, footer, survey
 from fat_ray.records.files import explain, free_bytes, mebibytes, sync
 from fat_ray.records.lock import alone
 from fat_ray.records.place import place_of
-from fat_ray.records.reader import next_part, read_table, run_end
+from fat_ray.records.reader import read_part, run_end
 from fat_ray.records.schema import ROW_KEYS, TABLES
 
 ROWS_PER_FILE = 2**23
@@ -50,9 +50,10 @@ class Compaction:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A run to gather: the rows of its largest table, and the bytes of all its parts."""
+    """A run to gather: its parts by table, the rows of its largest table, and the bytes of all its parts."""
 
     run: str
+    parts: Mapping[str, Sequence[RecordFile]]
     num_rows: int
     num_bytes: int
 
@@ -75,10 +76,10 @@ def compact(directory: str | Path, *, rows_per_file: int = ROWS_PER_FILE, say: C
     with alone(directory):
         before = _size(directory)
         done = _finish_interrupted(directory)
-        ready, kept = _candidates(directory)
+        ready, kept = _candidates(directory, _loose(directory))
         for number, batch in enumerate(_batches(ready, rows_per_file), _next_number(directory)):
             _check_space(directory, batch)
-            _gather(directory, number, sorted(candidate.run for candidate in batch))
+            _gather(directory, number, batch)
             done += [candidate.run for candidate in batch]
             if say is not None:
                 say(len(done), len(ready))
@@ -99,35 +100,49 @@ def _finish_interrupted(directory: Path) -> list[str]:
     batches = [batch for table in TABLES for batch in compacted(place, table) if not batch.problem]
     gathered = {batch.file.number or 0: sorted(batch.folded) for batch in batches}
     unfinished = {number: runs for number, runs in gathered.items() if not _file(directory, "runs", number).exists()}
+    loose = _loose(directory) if unfinished else _Loose({}, {})
     for number, runs in unfinished.items():
-        if all((directory / "records" / "runs" / run).exists() for run in runs):  # else that file was there, and is lost
-            _gather(directory, number, runs)
+        if all("runs" in loose.parts.get(run, {}) for run in runs):  # else that file was there, and is lost
+            _gather(directory, number, [_candidate(directory, run, loose.parts[run]) for run in runs])
     for number in set(gathered) - set(unfinished):
         _remove_parts(directory, gathered[number])
     return [run for runs in unfinished.values() for run in runs]
 
 
-def _candidates(directory: Path) -> tuple[list[_Candidate], dict[str, str]]:
+@dataclass(frozen=True)
+class _Loose:
+    """The parts of all runs that are in no compacted file, by run and table; and what is wrong with a run's parts."""
+
+    parts: dict[str, dict[str, list[RecordFile]]]
+    damage: dict[str, str]
+
+
+def _loose(directory: Path) -> _Loose:
+    found = _Loose({}, {})
+    for table in TABLES:
+        listing = survey(place_of(directory), table)
+        found.damage.update({run: damage.message for damage in listing.damage for run in damage.runs})
+        for file in listing.loose:
+            found.parts.setdefault(file.folder, {}).setdefault(table, []).append(file)
+    return found
+
+
+def _candidates(directory: Path, loose: _Loose) -> tuple[list[_Candidate], dict[str, str]]:
     """The runs to gather, by name, and those whose parts stay, with the reason."""
-    listings = {table: survey(place_of(directory), table) for table in TABLES}
-    kept = {run: damage.message for listing in listings.values() for damage in listing.damage for run in damage.runs}
-    ready = []
-    for run, files in sorted(_by_run(listings).items()):
+    kept, ready = dict(loose.damage), []
+    for run, parts in sorted(loose.parts.items()):
         end = run_end(directory, run) if run not in kept else None
         if run not in kept and (end is None or end.status not in _FOR_GOOD):
             kept[run] = "has not ended" if end is None else f"{end.status.value}: it may go on"
         elif run not in kept:
-            rows = {table: sum(footer(place_of(directory), file, table).num_rows for file in of) for table, of in files.items()}
-            ready.append(_Candidate(run, max(rows.values()), sum(file.size for of in files.values() for file in of)))
+            ready.append(_candidate(directory, run, parts))
     return ready, kept
 
 
-def _by_run(listings: Mapping[str, Listing]) -> dict[str, dict[str, list[RecordFile]]]:
-    found: dict[str, dict[str, list[RecordFile]]] = {}
-    for table, listing in listings.items():
-        for file in listing.loose:
-            found.setdefault(file.folder, {}).setdefault(table, []).append(file)
-    return found
+def _candidate(directory: Path, run: str, parts: Mapping[str, Sequence[RecordFile]]) -> _Candidate:
+    place = place_of(directory)
+    rows = max(sum(footer(place, file, table).num_rows for file in files) for table, files in parts.items())
+    return _Candidate(run, parts, rows, sum(file.size for files in parts.values() for file in files))
 
 
 def _batches(ready: Iterable[_Candidate], rows_per_file: int) -> Iterator[list[_Candidate]]:
@@ -155,23 +170,23 @@ def _check_space(directory: Path, batch: Sequence[_Candidate]) -> None:
         )
 
 
-def _gather(directory: Path, number: int, runs: Sequence[str]) -> None:
+def _gather(directory: Path, number: int, batch: Sequence[_Candidate]) -> None:
     """Makes the files of one batch that are not there yet, then removes the parts."""
     for table in _ORDER:
         path = _file(directory, table, number)
         if not path.exists():
-            _write(path, table, directory, runs)
-    _remove_parts(directory, runs)
+            _write(path, table, {candidate.run: candidate.parts.get(table, ()) for candidate in batch})
+    _remove_parts(directory, [candidate.run for candidate in batch])
 
 
 def _file(directory: Path, table: str, number: int) -> Path:
     return directory / "records" / table / COMPACTED / f"part-{number:05d}.parquet"
 
 
-def _write(path: Path, table: str, directory: Path, runs: Sequence[str]) -> None:
+def _write(path: Path, table: str, parts: Mapping[str, Sequence[RecordFile]]) -> None:
     """Writes one file beside its place, synced, and renames it; then the rename is on the disk too, since parts are removed next."""
     metadata = {
-        RUNS_KEY: json.dumps({run: next_part(directory, table, run) for run in runs}),
+        RUNS_KEY: json.dumps({run: len(files) for run, files in parts.items()}),
         TABLES_KEY: json.dumps(list(TABLES)),
     }
     schema = TABLES[table].with_metadata({**(TABLES[table].metadata or {}), **metadata})
@@ -179,7 +194,7 @@ def _write(path: Path, table: str, directory: Path, runs: Sequence[str]) -> None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file, pq.ParquetWriter(file, schema, **_encoding(schema)) as writer:
-            for rows in _in_groups(read_latest(directory, table, run) for run in runs):
+            for rows in _in_groups(_latest(table, run, files) for run, files in parts.items()):
                 writer.write_table(rows.replace_schema_metadata(schema.metadata), row_group_size=len(rows))
         sync(temporary)
         temporary.replace(path)
@@ -212,15 +227,13 @@ def _in_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def read_latest(directory: str | Path, table: str, run: str) -> pa.Table:
-    """The rows of a run that count: of those about the same thing, as version 1.0 may have, the last one.
-
-    Raises:
-        RecordError: As for `read_table`.
-    """
+def _latest(table: str, run: str, files: Sequence[RecordFile]) -> pa.Table:
+    """The rows of a run that count: of those about the same thing, as version 1.0 may have, the last one."""
     import polars as pl
 
-    rows = read_table(directory, table, run)
+    rows = pa.concat_tables([TABLES[table].empty_table(), *(read_part(Path(file.path), table, run) for file in files)])
+    if len(rows) < 2:
+        return rows
     keys = list(ROW_KEYS[table])
     frame = pl.DataFrame(pl.from_arrow(rows.select(keys))) if keys else pl.DataFrame({"key": [0] * len(rows)})
     places = frame.with_row_index("place").unique(frame.columns, keep="last", maintain_order=True)["place"]

@@ -1,7 +1,7 @@
 """Where a study lies: a directory of this machine, or a URI of any file system that Arrow knows, such as ``s3://bucket/study``."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
@@ -28,6 +28,15 @@ class Place:
     def local(self) -> Path | None:
         """The directory where it is one of this machine."""
         return Path(self.root) if isinstance(self.filesystem, LocalFileSystem) else None
+
+    @property
+    def parent(self) -> "Place":
+        """The directory around it."""
+        return Place(
+            str(PurePosixPath(self.name).parent) if self.local else self.name.rpartition("/")[0],
+            str(PurePosixPath(self.root).parent),
+            self.filesystem,
+        )
 
     def path(self, relative: str) -> str:
         """Path of something in it, within the file system."""
