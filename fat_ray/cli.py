@@ -10,7 +10,7 @@ import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fat_ray import __version__
+from fat_ray import __version__, comparing
 from fat_ray.errors import FatRayError, InputError, RunFailedError
 from fat_ray.records.redact import scrub
 
@@ -43,14 +43,6 @@ class WandbMode(StrEnum):
     DISABLED = "disabled"
 
 
-class Format(StrEnum):
-    """How a comparison is written."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-
-
 def _holding_a_study(given: Path | list[Path]) -> Path | list[Path]:
     for directory in given if isinstance(given, list) else [given]:
         if not (directory / "study.json").is_file():
@@ -58,10 +50,23 @@ def _holding_a_study(given: Path | list[Path]) -> Path | list[Path]:
     return given
 
 
+def _holding_studies(given: str | list[str]) -> str | list[str]:
+    for place in given if isinstance(given, list) else [given]:
+        if "://" not in place and not (Path(place, "study.json").is_file() or Path(place).parent.joinpath("study.json").is_file()):
+            raise typer.BadParameter(f"{place} holds no study (no study.json): give the directory that fat-ray launch printed")
+    return given
+
+
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.", show_default=False)]
 StudyDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a study.", show_default=False, callback=_holding_a_study)]
-StudyDirectories = Annotated[
-    list[Path], typer.Argument(metavar="DIR...", help="Directories of studies.", show_default=False, callback=_holding_a_study)
+StudyPlace = Annotated[
+    str, typer.Argument(metavar="DIR|URI", help="Directory of a study, or its URI.", show_default=False, callback=_holding_studies)
+]
+StudyPlaces = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DIR|DIR/RUN|URI...", help="Studies or single runs, by directory or URI.", show_default=False, callback=_holding_studies
+    ),
 ]
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set a field of the study file, such as train.steps=40; repeatable.")
@@ -146,6 +151,11 @@ def _print(text: object) -> None:
         typer.echo(text)
 
 
+def _note(notes: Iterable[str]) -> None:
+    for note in notes:
+        typer.echo(f"note: {scrub(note)}", err=True)
+
+
 @contextlib.contextmanager
 def _writing_stdout() -> Iterator[None]:
     """Within, a stdout that takes no more, such as a file on a full disk, ends the command with one message: it is no defect."""
@@ -209,8 +219,7 @@ def launch(
     outcome = launch_study(loaded.spec, text=loaded.text, directory=directory, address=address, quiet=quiet, command=tuple(sys.argv[1:]))
     if outcome.runs:
         _conclude(directory)
-    for note in outcome.notes:
-        typer.echo(f"note: {note}", err=True)
+    _note(outcome.notes)
     for ended in outcome.runs:
         if ended.status in ("failed", "diverged"):
             typer.echo(f"{ended.run} {ended.status}: {ended.reason}", err=True)
@@ -294,51 +303,67 @@ def _conclude(directory: Path) -> None:
     from fat_ray.analysis.report import write_report
 
     report_path = write_report(directory)
-    _print_comparison([directory], Format.TABLE)
+    text, damage = comparing.comparison_text([directory])
+    _print(text)
+    _note(damage)
     _print(f"\nstudy    {directory}\nrecords  {directory / 'records'}\nreport   {report_path}")
     for parent in sorted({str(path.parent) for path in directory.glob("wandb/**/offline-run-*/")}):
         _print(f"W&B      wandb sync {shlex.quote(parent)}/offline-run-*")
 
 
-def _print_comparison(directories: Sequence[Path], format_: Format) -> None:
-    from rich.console import Console
-
-    from fat_ray.analysis import render
-    from fat_ray.analysis.compare import compare as compare_studies
-
-    comparison = compare_studies(directories)
-    if format_ is Format.TABLE:
-        console = Console()
-        with _writing_stdout():
-            console.print(render.as_table(comparison, console))
-    else:
-        _print(render.as_json(comparison) if format_ is Format.JSON else render.as_csv(comparison).rstrip("\n"))
-
-
-@_command("fat-ray compare out/quickstart out/other --format csv > runs.csv")
-def compare(
-    directories: StudyDirectories,
+@_command(
+    "fat-ray compare out/quickstart out/other --metric test/f1 --margin 0.005"
+    '\n  fat-ray compare out/quickstart --where "freeze.threshold < 0" --sort test_last:desc --format latex > table.tex'
+)
+def compare(  # noqa: PLR0913 - an argument per option
+    places: StudyPlaces,
     *,
-    format_: Annotated[Format, typer.Option("--format", help="How the comparison is written to stdout.")] = Format.TABLE,
+    format_: comparing.FormatOption = comparing.Format.TABLE,
+    metric: comparing.Metric = None,
+    baseline: comparing.Baseline = "none",
+    margin: comparing.Margin = None,
+    where: comparing.Where = [],  # noqa: B006
+    status_: comparing.Statuses = [],  # noqa: B006
+    sort: comparing.Sort = None,
+    rows: comparing.RowsOption = comparing.Rows.ALL,
+    limit: comparing.Limit = None,
+    search: comparing.Search = False,
 ) -> None:
-    """Compare all runs of one or several studies: metrics, active parameters, costs."""
-    _print_comparison(directories, format_)
+    """Compare runs and settings of studies: metrics, costs, and over seeds how sure a difference is."""
+    from fat_ray.analysis.compare import Options
+
+    conditions = [*where, *([f"status in [{', '.join(status_)}]"] if status_ else [])]
+    options = Options(metric=metric, baseline=baseline, margin=margin, where=conditions, sort=sort)
+    text, damage = comparing.comparison_text(places, format_, options, rows, limit, search=search)
+    _print(text)
+    _note(damage)
+
+
+@_command("fat-ray compact out/quickstart")
+def compact(directory: StudyDirectory) -> None:
+    """Gather the many small files of a study's records in few large ones."""
+    from fat_ray.records.compact import compact as gather
+
+    _SESSION.directory = directory
+    done = gather(directory, say=lambda number, total: typer.echo(f"{number} of {total} runs", err=True))
+    _print(done)
+    _note(f"{run_} stays as it is: {reason}" for run_, reason in done.kept.items())
 
 
 @_command("fat-ray report out/quickstart")
-def report(directory: StudyDirectory) -> None:
+def report(place: StudyPlace) -> None:
     """Write the HTML report of a study, and print its path."""
     from fat_ray.analysis.report import write_report
 
-    _print(write_report(directory))
+    _print(write_report(place))
 
 
 @_command("fat-ray status out/quickstart")
-def status(directory: StudyDirectory, *, json: AsJson = False) -> None:
+def status(place: StudyPlace, *, json: AsJson = False) -> None:
     """Show how the runs of a study stand; also while it runs."""
     from fat_ray.analysis.status import as_json, as_text, read_status
 
-    state = read_status(directory)
+    state = read_status(place)
     _print(as_json(state) if json else as_text(state))
 
 

@@ -63,12 +63,12 @@ def _equivalence(comparison: Comparison) -> list[str]:
 
 def _within(comparison: Comparison, row: Row, base: str) -> str:
     low, high = (difference_text(comparison, row[f"difference_{end}"]) for end in ("low", "high"))
-    margin = f"{comparison.options.margin:g} {measure_name(comparison)}"
-    relation = f"within {margin} of" if row["equivalence"] == WITHIN else f"not worse by {margin} than"
+    margin, name, within = f"{comparison.options.margin:g}", measure_name(comparison), row["equivalence"] == WITHIN
+    relation = f"within {margin} {name} of {base}" if within else f"at most {margin} {name} worse than {base}"
     return (
-        f"{row['setting']} is {relation} {base}{_at_cost(row['flops_ratio_mean'])}"
+        f"{row['setting']} is {relation}{_at_cost(row['flops_ratio_mean'])}"
         f" (difference {difference_text(comparison, row['difference_mean'])}, 95 % interval {low} to {high}, n = {row['pairs']},"
-        f" p {_p(row['p_equivalence'])})."
+        f" p {_p(row['p_equivalence' if within else 'p_not_worse'])})."
     )
 
 

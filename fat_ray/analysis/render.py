@@ -1,8 +1,9 @@
-"""The comparison on a terminal, as JSON and as CSV."""
+"""The comparison on a terminal, as JSON and as CSV; for Markdown and LaTeX see `analysis.markup`."""
 
 import csv
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -13,6 +14,9 @@ from rich.text import Text
 from fat_ray.analysis import text
 from fat_ray.analysis.compare import FULL, Comparison
 from fat_ray.analysis.conclusions import conclusions
+from fat_ray.analysis.insight import SearchInsight, insight_tables, sentences
+from fat_ray.analysis.insight import as_document as insight_document
+from fat_ray.analysis.statistics import ALPHA, CONFIDENCE, RESAMPLES
 from fat_ray.analysis.table import FRONT, MEAN_ACTIVE, PARTIAL, Rows, TextTable, tables
 
 JSON_VERSION = 1
@@ -21,17 +25,45 @@ JSON_VERSION = 1
 _STYLES = {"front": "bold", "ranked": "", "partial": "dim", "reference": "italic"}
 
 
-def as_table(comparison: Comparison, console: Console, rows: Rows = Rows.ALL, limit: int | None = None) -> RenderableType:
-    """The comparison for a terminal: as many columns as fit, the least important ones left out first; see `table.tables`."""
+def as_terminal(comparison: Comparison, rows: Rows, limit: int | None, insights: Sequence[SearchInsight] = ()) -> str:
+    """`as_table` as text as wide as this terminal, with its styles where stdout is one."""
+    console = Console()
+    with console.capture() as capture:
+        console.print(as_table(comparison, console, rows, limit, insights))
+    return capture.get()
+
+
+def as_table(
+    comparison: Comparison,
+    console: Console,
+    rows: Rows = Rows.ALL,
+    limit: int | None = None,
+    insights: Sequence[SearchInsight] = (),
+) -> RenderableType:
+    """The comparison for a terminal: as many columns as fit, the least important ones left out first.
+
+    Args:
+        comparison: The comparison.
+        console: The terminal.
+        rows: See `table.tables`, as the next.
+        limit: Rows of each table.
+        insights: What the searches say, to be shown too.
+    """
+    shown = [*tables(comparison, rows, limit), *insight_tables(insights)]
     parts: list[RenderableType] = []
-    shown = tables(comparison, rows, limit)
     for titled in shown:
         parts += [Text(titled.title, style="bold")] if len(shown) > 1 else []
         parts += _fit(titled.table, console)
         if titled.hidden:
             parts.append(Text(f"and {text.count(titled.hidden, 'more row')} (--limit 0 shows all)", style="dim"))
-    parts += [Text(line) for line in [*conclusions(comparison), *comparison.damage]]
+    parts += [Text(line) for line in said(comparison, insights)]
     return Group(*parts, *(Text(line, style="dim") for line in [*explanations(comparison), *comparison.notes]))
+
+
+def said(comparison: Comparison, insights: Sequence[SearchInsight] = ()) -> list[str]:
+    """The sentences below the tables: what may be concluded, what the searches say, what could not be read."""
+    objectives = [objective.metric for objective in comparison.objectives]
+    return [*conclusions(comparison), *sentences(insights, objectives), *comparison.damage]
 
 
 def explanations(comparison: Comparison) -> list[str]:
@@ -82,7 +114,7 @@ def _rich(table: TextTable, shown: list[int]) -> Table:
     return made
 
 
-def as_document(comparison: Comparison) -> dict[str, Any]:
+def as_document(comparison: Comparison, insights: Sequence[SearchInsight] = ()) -> dict[str, Any]:
     """The comparison as plain JSON types; docs/compare.md describes every key. Unknown values are None, never NaN."""
     return {
         "format": "fat_ray.compare",
@@ -97,27 +129,56 @@ def as_document(comparison: Comparison) -> dict[str, Any]:
         "settings": [_with_params(row) for row in comparison.settings.iter_rows(named=True)],
         "references": [{"label": "constant prediction", **row} for row in comparison.references.iter_rows(named=True)],
         "notes": comparison.notes,
+        "statistics": _statistics(comparison),
+        "conclusions": conclusions(comparison),
+        "search": insight_document(insights),
+        "damage": comparison.damage,
     }
 
 
-def as_json(comparison: Comparison) -> str:
+def _statistics(comparison: Comparison) -> dict[str, Any]:
+    """What the statistics of the settings are about, and how they were made."""
+    return {
+        "metric": comparison.measure.name,
+        "direction": comparison.measure.direction,
+        "baseline": comparison.options.baseline,
+        "margin": comparison.options.margin,
+        "confidence": CONFIDENCE,
+        "resamples": RESAMPLES,
+        "alpha": ALPHA,
+        "tests": int(comparison.settings["p"].count()),
+    }
+
+
+def as_json(comparison: Comparison, insights: Sequence[SearchInsight] = ()) -> str:
     """`as_document` as text."""
-    return json.dumps(as_document(comparison), indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(as_document(comparison, insights), indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def as_csv(comparison: Comparison) -> str:
-    """One line per run with the keys of the JSON document's runs; settings as `params.<key>`; the constant prediction last."""
+def as_csv(comparison: Comparison, rows: Rows = Rows.RUNS) -> str:
+    """One line per run with the keys of the JSON document's runs, the constant prediction last; or one line per setting.
+
+    Searched fields stand as `params.<key>`, lists as JSON.
+    """
     document = as_document(comparison)
-    keys = list(dict.fromkeys(key for run in document["runs"] for key in run["params"]))
-    columns = [name for name in (*comparison.runs.columns,) if name != "params_json"]
-    lines = [{**run, **{f"params.{key}": value for key, value in run["params"].items()}} for run in document["runs"]]
+    if rows is Rows.SETTINGS:
+        return _csv([name for name in comparison.settings.columns if name != "params_json"], document["settings"])
+    columns = [name for name in comparison.runs.columns if name != "params_json"]
+    lines = list(document["runs"])
     for r in document["references"]:
         values = {"val_last": r["val"], "test_last": r["test"], "zero_shot_last": r["zero_shot"]}
         lines.append({"study": r["study"], "role": "reference", "label": r["label"], "setting": r["label"], **values})
+    return _csv(columns, lines)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+    keys = list(dict.fromkeys(key for row in rows for key in row.get("params", {})))
     out = io.StringIO()
     writer = csv.DictWriter(out, [*columns, *(f"params.{key}" for key in keys)], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    for row in rows:
+        plain = {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
+        writer.writerow({**plain, **{f"params.{key}": value for key, value in row.get("params", {}).items()}})
     return out.getvalue()
 
 

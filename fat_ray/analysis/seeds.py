@@ -27,6 +27,7 @@ STATISTICS: dict[str, pl.DataType | type[pl.DataType]] = {
     "p_holm": pl.Float64,
     "p_attainable": pl.Float64,
     "verdict": pl.String,
+    "p_not_worse": pl.Float64,
     "p_equivalence": pl.Float64,
     "equivalence": pl.String,
 }
@@ -117,7 +118,7 @@ def _equivalence(
     """Two one-sided tests (Schuirmann 1987) by sign flips, and the interval, must both lie within the margin."""
     nothing = np.full(len(differences), np.nan)
     if margin is None:
-        return {"p_equivalence": nothing, "equivalence": [None] * len(differences)}
+        return {"p_not_worse": nothing, "p_equivalence": nothing, "equivalence": [None] * len(differences)}
     sign = 1.0 if direction == "maximize" else -1.0
     gains = [[sign * value for value in row] for row in differences]
     above = _by_length(gains, lambda rows: sign_flip(rows + margin, "greater"))
@@ -136,7 +137,7 @@ def _equivalence(
             verdicts.append(WITHIN if most[at] < margin and within[at] <= ALPHA else NOT_WORSE)
         else:
             verdicts.append(NOT_SHOWN)
-    return {"p_equivalence": within, "equivalence": verdicts}
+    return {"p_not_worse": not_worse, "p_equivalence": within, "equivalence": verdicts}
 
 
 def _means(rows: Sequence[Sequence[float]]) -> Floats:

@@ -62,11 +62,11 @@ class StudyStatus:
     runs: list[RunState]
 
 
-def read_status(directory: Path, now: datetime | None = None) -> StudyStatus:
+def read_status(directory: Path | str, now: datetime | None = None) -> StudyStatus:
     """How the study in a directory stands.
 
     Args:
-        directory: The study's directory.
+        directory: The study's directory, or its URI.
         now: The present, with a time zone; None: ask the clock.
 
     Raises:

@@ -47,6 +47,10 @@ class Compaction:
     num_bytes: tuple[int, int]
     kept: dict[str, str]
 
+    def __str__(self) -> str:
+        (before, after), (size, less) = self.num_files, self.num_bytes
+        return f"{len(self.runs)} runs gathered: {before} files of {mebibytes(size)} became {after} files of {mebibytes(less)}"
+
 
 @dataclass(frozen=True)
 class _Candidate:
