@@ -98,7 +98,7 @@ class Study:
         """Writes the report and returns where it is."""
         from fat_ray.analysis.report import write_report
 
-        return write_report(self.directory)
+        return Path(write_report(self.directory))
 
     def __repr__(self) -> str:
         return f"Study({self.spec.name!r}, {str(self.directory)!r})"

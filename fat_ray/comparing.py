@@ -1,6 +1,7 @@
 """The command `compare`: its options, and a comparison as text in each format."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -74,14 +75,18 @@ def comparison_text(
         InputError: As for `compare`.
     """
     from fat_ray.analysis import markup, render, table
-    from fat_ray.analysis.compare import compare
+    from fat_ray.analysis.compare import Options, compare
     from fat_ray.api import search_insights
 
+    if format_ is Format.TABLE and limit is None:
+        limit = TABLE_ROWS
+    if format_ in (Format.TABLE, Format.MARKDOWN, Format.LATEX) and limit:
+        options = replace(options or Options(), intervals=limit)
     comparison = compare(places, options)
     insights, shown = search_insights(comparison) if search else [], table.Rows(rows)
     match format_:
         case Format.TABLE:
-            text = render.as_terminal(comparison, shown, TABLE_ROWS if limit is None else limit or None, insights)
+            text = render.as_terminal(comparison, shown, limit or None, insights)
         case Format.JSON:
             text = render.as_json(comparison, insights)
         case Format.CSV:

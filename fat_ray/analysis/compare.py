@@ -8,7 +8,7 @@ over seeds use values at budget.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +70,7 @@ class Options:
         margin: Differences up to this do not matter: then it is judged who is within it.
         where: Conditions that runs must satisfy, such as ``freeze.threshold < 0``. The baseline is compared with in any case.
         sort: Field by which rows are ordered, ``:desc`` behind it for the largest first; None: by rank.
+        intervals: So many settings, from the first, get intervals, which take longest; None, or with a margin: all.
     """
 
     metric: str | None = None
@@ -77,6 +78,7 @@ class Options:
     margin: float | None = None
     where: Sequence[str] = ()
     sort: str | None = None
+    intervals: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,7 @@ def compare(given: Sequence[Path | str | Place], options: Options | None = None)
         RecordError: There is no study, or it cannot be read at all.
         InputError: A run, a field, the metric or the baseline does not exist.
     """
-    asked = options or Options()
-    made, damage = tolerantly(open_studies(given), lambda studies: _compare(studies, asked))
-    return replace(made, damage=damage)
+    return tolerantly(open_studies(given), lambda studies: compare_studies(studies, options))
 
 
 @dataclass(frozen=True)
@@ -184,20 +184,29 @@ def _understood(studies: Sequence[Study], options: Options) -> _Question:
     )
 
 
-def _compare(studies: list[Study], options: Options) -> Comparison:
+def compare_studies(studies: list[Study], options: Options | None = None) -> Comparison:
+    """Compares the runs of studies that are open.
+
+    Raises:
+        DamagedError: Some of them cannot be read.
+        VanishedError: A compaction came between.
+        InputError: As for `compare`.
+    """
+    options = options or Options()
     asked, objectives = _understood(studies, options), study_objectives(studies[0])
     evals = _evaluations(studies, asked, objectives)
     everything = measured(started(studies, spec_columns(asked.columns)), evals, asked.metric, asked.shown.direction, asked.measure)
     check_final(studies, everything, asked.metric)
     base, notes = _baseline(everything, studies, options.baseline)
     runs = _wanted(_with_wholes(against(everything, base), studies, options.baseline), studies, asked)
-    statistics = seed_statistics(runs.filter(~pl.col("partial")), asked.measure.direction, options.margin)
     settings = _ranked(_settings(runs, _objective_values(runs, evals, objectives)), objectives)
-    settings = settings.join(statistics, on=SETTING_KEY, how="left", maintain_order="left")
     runs = runs.join(settings.select(*SETTING_KEY, *_RANKS, "order"), on=SETTING_KEY, how="left").sort(
         "order", "seed", "run", nulls_last=True
     )
     runs, settings = _in_order(runs, settings, asked)
+    shown = None if options.intervals is None else settings.select(SETTING_KEY).head(options.intervals)
+    statistics = seed_statistics(runs.filter(~pl.col("partial")), asked.measure.direction, options.margin, shown)
+    settings = settings.join(statistics, on=SETTING_KEY, how="left", maintain_order="left")
     return Comparison(
         studies=studies,
         metric=asked.metric,
@@ -209,7 +218,7 @@ def _compare(studies: list[Study], options: Options) -> Comparison:
         settings=settings.drop("order", "is_whole"),
         references=_references(evals, asked.metric),
         notes=[*_notes(studies, objectives), *notes],
-        damage=[],
+        damage=[sentence for study in studies for sentence in study.damage],
     )
 
 

@@ -133,6 +133,7 @@ class Study:
         manifest: Its manifest.
         records: Its rows.
         chosen: The runs that were asked for by name; None: all.
+        damage: What of its records cannot be read and is left out, a sentence each.
     """
 
     place: Place
@@ -140,6 +141,7 @@ class Study:
     manifest: Manifest
     records: Records
     chosen: frozenset[str] | None = None
+    damage: tuple[str, ...] = ()
 
     @property
     def directory(self) -> Path | str:
@@ -229,7 +231,7 @@ def _scan_study(study: Study, table: str) -> pl.LazyFrame:
 @cache
 def table_schema(table: str) -> pl.Schema:
     """The columns of a table as polars types."""
-    return cast("pl.DataFrame", pl.from_arrow(TABLES[table].empty_table())).schema
+    return pl.Schema(TABLES[table])
 
 
 def _remote(place: Place, table: str, paths: Sequence[str]) -> pl.LazyFrame:
@@ -269,30 +271,31 @@ def collect(frame: pl.LazyFrame, studies: Sequence[Study]) -> pl.DataFrame:
         raise RecordError(f"the records of {', '.join(study.place.name for study in studies)} cannot be read: {error}") from error
 
 
-def tolerantly(studies: Sequence[Study], query: Callable[[list[Study]], T]) -> tuple[T, list[str]]:
+def tolerantly(studies: Sequence[Study], query: Callable[[list[Study]], T]) -> T:
     """The result of a query over what can be read of some studies: runs with damaged records are left out.
 
     Args:
         studies: The studies.
-        query: Scans and collects; it is called again without a run that turns out to be damaged, or when a compaction came between.
-
-    Returns:
-        What the query returned, and one sentence per damage.
+        query: Scans and collects. It is called again without a run that turns out to be damaged, which the `damage` of its study tells,
+            and when a compaction came between.
 
     Raises:
         RecordError: The query fails for another reason.
     """
-    whole, said, vanished = list(studies), list[str](), 0
+    whole, vanished = list(studies), 0
     while True:
         try:
-            return query(whole), said
+            return query(whole)
         except DamagedError as error:
-            said += [_left_out(damage) for damage in error.damage]
-            whole = [replace(one, records=one.records.without(error.damage)) if one.key == error.study else one for one in whole]
+            whole = [_without(study, error.damage) if study.key == error.study else study for study in whole]
         except VanishedError:
             vanished += 1
             if vanished == _ATTEMPTS:
                 raise
+
+
+def _without(study: Study, damage: Sequence[Damage]) -> Study:
+    return replace(study, records=study.records.without(damage), damage=(*study.damage, *map(_left_out, damage)))
 
 
 def _left_out(damage: Damage) -> str:

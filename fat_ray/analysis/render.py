@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,7 @@ from fat_ray.analysis.table import FRONT, MEAN_ACTIVE, PARTIAL, Rows, TextTable,
 JSON_VERSION = 1
 """Raised when a key of the JSON document changes its meaning or goes; new keys do not raise it."""
 
+_BETWEEN, _MARGIN = 2, 1  # of the box and padding below
 _STYLES = {"front": "bold", "ranked": "", "partial": "dim", "reference": "italic"}
 
 
@@ -93,16 +95,22 @@ def _fit(table: TextTable, console: Console) -> list[RenderableType]:
     shown = list(range(len(table.columns)))
     used = [i for i in shown if any(row.cells[i] not in ("", text.DASH) for row in table.rows)]
     shown, left_out = used or shown, list[int]()
-    unlimited = console.options.update(width=10_000)
-    while len(shown) > 3 and console.measure(_rich(table, shown), options=unlimited).maximum > console.width:
+    widths = [_width(table, i) for i in range(len(table.columns))]
+    while len(shown) > 3 and sum(widths[i] for i in shown) + _MARGIN > console.width:
         worst = max(shown, key=lambda i: (table.columns[i].priority, i))
         shown.remove(worst)
         left_out.append(worst)
     parts: list[RenderableType] = [_rich(table, shown)]
     if left_out:
-        names = ", ".join(table.columns[i].title.replace("\n.", ".").replace("\n", " ") for i in sorted(left_out))
+        names = ", ".join(table.columns[i].title.replace("\n.", ".").replace("-\n", "-").replace("\n", " ") for i in sorted(left_out))
         parts.append(Text(f"Not shown at this width: {names} (see --format json).", style="dim"))
     return parts
+
+
+def _width(table: TextTable, at: int) -> int:
+    """Columns of the terminal that a column takes, with what stands between it and the next: rich measures as well, but takes long."""
+    lines = [*table.columns[at].title.split("\n"), *(row.cells[at] for row in table.rows)]
+    return max(map(cell_len, lines)) + _BETWEEN
 
 
 def _rich(table: TextTable, shown: list[int]) -> Table:

@@ -78,22 +78,10 @@ def started(studies: Sequence[Study], further: Sequence[pl.Expr]) -> pl.DataFram
     Raises:
         DamagedError: A run that ended has other steps than its end says.
     """
-    steps = scan(studies, "steps").group_by(RUN_KEY)
-    progress = steps.agg(
-        pl.len().alias("num_rows"),
-        pl.col("active_elements").sort_by("step").last().alias("last_active"),
-        (pl.col("step").max() + 1).cast(pl.Int32).alias("steps_so_far"),
-        pl.col("step_s").sum().alias("train_s_so_far"),
-        pl.col("flops").sum().alias("flops_so_far"),
-        pl.col("active_elements").sum().alias("updates_so_far"),
-        pl.col("active_elements").mean().alias("mean_active_so_far"),
-        pl.when(pl.col("comm_bytes").count() > 0).then(pl.col("comm_bytes").sum()).alias("comm_bytes_so_far"),
-        pl.col("peak_memory_bytes").max().alias("peak_memory_bytes_so_far"),
-        pl.col("optimizer_bytes", "peak_memory_bytes").mean().name.prefix("mean_"),
-    )
     planned = pl.col("spec_json").str.json_path_match("$.train.steps").cast(pl.Int32).alias("planned_steps")
     begun, ended = scan(studies, "runs").select(*_KEPT, planned, *further), scan(studies, "ends").select(*RUN_KEY, *_ENDED)
-    found = collect(begun.join(ended, on=RUN_KEY, how="left").join(progress, on=RUN_KEY, how="left"), studies)
+    known = collect(begun.join(ended, on=RUN_KEY, how="left"), studies)
+    found = known.join(_course(studies), on=RUN_KEY, how="left").join(_progress(studies, known), on=RUN_KEY, how="left")
     _check_steps(studies, found)
     elements = pl.col("total_elements")
     return found.with_columns(
@@ -104,6 +92,31 @@ def started(studies: Sequence[Study], further: Sequence[pl.Expr]) -> pl.DataFram
         pl.coalesce("mean_active_fraction", pl.col("mean_active_so_far") / elements),
         (pl.col("last_active") / elements).alias("final_active_fraction"),
     ).with_columns((pl.col("status") != "completed").alias("partial"))
+
+
+def _course(studies: Sequence[Study]) -> pl.DataFrame:
+    """What of a run's steps its end does not sum up."""
+    steps = scan(studies, "steps").group_by(RUN_KEY)
+    means = pl.col("optimizer_bytes", "peak_memory_bytes").mean().name.prefix("mean_")
+    last = pl.col("active_elements").sort_by("step").last().alias("last_active")
+    return collect(steps.agg(pl.len().alias("num_rows"), last, means), studies)
+
+
+def _progress(studies: Sequence[Study], runs: pl.DataFrame) -> pl.DataFrame:
+    """What an end would sum up, of the runs that have none, or one that does not say."""
+    silent = runs.filter(pl.any_horizontal(pl.col("status", *_SUMMED).is_null())).select(RUN_KEY)
+    steps = scan(studies, "steps").join(silent.lazy(), on=RUN_KEY, how="semi").group_by(RUN_KEY)
+    progress = steps.agg(
+        (pl.col("step").max() + 1).cast(pl.Int32).alias("steps_so_far"),
+        pl.col("step_s").sum().alias("train_s_so_far"),
+        pl.col("flops").sum().alias("flops_so_far"),
+        pl.col("active_elements").sum().alias("updates_so_far"),
+        pl.col("active_elements").mean().alias("mean_active_so_far"),
+        pl.when(pl.col("comm_bytes").count() > 0).then(pl.col("comm_bytes").sum()).alias("comm_bytes_so_far"),
+        pl.col("peak_memory_bytes").max().alias("peak_memory_bytes_so_far"),
+    )
+    # With no such run not even the files are opened.
+    return collect(progress, studies) if silent.height else pl.DataFrame(schema=progress.collect_schema())
 
 
 def _setting() -> pl.Expr:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from fat_ray.analysis.statistics import ALPHA, Floats, effect_sizes, holm, intervals, sign_flip, smallest_p
 
@@ -36,13 +37,14 @@ STATISTICS: dict[str, pl.DataType | type[pl.DataType]] = {
 _KEY = ["study", "setting"]
 
 
-def seed_statistics(runs: pl.DataFrame, direction: str, margin: float | None) -> pl.DataFrame:
+def seed_statistics(runs: pl.DataFrame, direction: str, margin: float | None, shown: pl.DataFrame | None = None) -> pl.DataFrame:
     """One row per setting with the columns `STATISTICS`.
 
     Args:
         runs: Study, setting, seed, run, `is_base`, and of each run that completed `value` and `difference`, null for any other.
         direction: Which way the value is better.
         margin: Differences up to this do not matter; None: nothing is said of equivalence.
+        shown: Study and setting of those whose intervals are wanted, for they take longest; None, or with a margin: all.
     """
     found = (
         runs.sort(*_KEY, "seed", "run")
@@ -53,23 +55,31 @@ def seed_statistics(runs: pl.DataFrame, direction: str, margin: float | None) ->
     )
     is_base = found["is_base"].to_numpy()
     differences = [[] if base else list(row) for base, row in zip(is_base, found["difference"].to_list(), strict=True)]
-    columns = {**_values(found["value"].to_list()), **_differences(differences, is_base, direction)}
+    wanted = np.ones(found.height, dtype=bool)
+    if shown is not None and margin is None:
+        wanted = found.join(shown.with_columns(wanted=True), on=_KEY, how="left", maintain_order="left")["wanted"].is_not_null().to_numpy()
+    columns = {**_values(found["value"].to_list(), wanted), **_differences(differences, is_base, direction, wanted)}
     columns.update(_equivalence(differences, columns, is_base, direction, margin))
     made = pl.DataFrame({name: pl.Series(columns[name], dtype=kind, strict=False) for name, kind in STATISTICS.items()})
     return pl.concat([found.select(_KEY), made.with_columns(pl.col(pl.Float64).fill_nan(None))], how="horizontal")
 
 
 Column = Sequence[object] | Floats
+Bools = NDArray[np.bool_]
 
 
-def _values(values: Sequence[Sequence[float]]) -> dict[str, Column]:
-    ends = _by_length(values, intervals, 2)
+def _values(values: Sequence[Sequence[float]], wanted: Bools) -> dict[str, Column]:
+    ends = _intervals(values, wanted)
     return {"n": [len(row) for row in values], "value_mean": _means(values), "value_low": ends[:, 0], "value_high": ends[:, 1]}
 
 
-def _differences(differences: Sequence[Sequence[float]], is_base: Floats, direction: str) -> dict[str, Column]:
+def _intervals(values: Sequence[Sequence[float]], wanted: Bools) -> Floats:
+    return _by_length([row if needed else [] for row, needed in zip(values, wanted, strict=True)], intervals, 2)
+
+
+def _differences(differences: Sequence[Sequence[float]], is_base: Bools, direction: str, wanted: Bools) -> dict[str, Column]:
     pairs = [len(row) for row in differences]
-    ends, means = _by_length(differences, intervals, 2), _means(differences)
+    ends, means = _intervals(differences, wanted), _means(differences)
     p = _by_length(differences, sign_flip)
     corrected, attainable = holm(p), _attainable(pairs, p, sides=2)
     sign = 1.0 if direction == "maximize" else -1.0
@@ -113,7 +123,7 @@ def _attainable(pairs: Sequence[int], p: Floats, *, sides: int) -> Floats:
 
 
 def _equivalence(
-    differences: Sequence[Sequence[float]], columns: dict[str, Column], is_base: Floats, direction: str, margin: float | None
+    differences: Sequence[Sequence[float]], columns: dict[str, Column], is_base: Bools, direction: str, margin: float | None
 ) -> dict[str, Column]:
     """Two one-sided tests (Schuirmann 1987) by sign flips, and the interval, must both lie within the margin."""
     nothing = np.full(len(differences), np.nan)

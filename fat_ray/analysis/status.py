@@ -2,14 +2,14 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from fat_ray.analysis.read import Study, collect, open_studies, scan
+from fat_ray.analysis.read import Study, collect, open_studies, scan, tolerantly
 from fat_ray.spec.study import num_trials, shown_objective
 
 RUNNING = "running"
@@ -53,6 +53,7 @@ class StudyStatus:
         planned: Runs of the search and of the baselines that the study was launched for.
         counts: State to number of runs; runs that have not begun are not among them.
         runs: In the order in which they began.
+        damage: What could not be read, a sentence each.
     """
 
     study: str
@@ -60,6 +61,7 @@ class StudyStatus:
     planned: int
     counts: dict[str, int]
     runs: list[RunState]
+    damage: list[str] = field(default_factory=list)
 
 
 def read_status(directory: Path | str, now: datetime | None = None) -> StudyStatus:
@@ -72,13 +74,16 @@ def read_status(directory: Path | str, now: datetime | None = None) -> StudyStat
     Raises:
         RecordError: There is no study, or its records cannot be read.
     """
-    (study,) = open_studies([directory])
+    return tolerantly(open_studies([directory]), lambda studies: _status(studies[0], now or datetime.now(UTC)))
+
+
+def _status(study: Study, now: datetime) -> StudyStatus:
     metric = shown_objective(study.spec).metric
     table = collect(_query(study, metric), [study])
-    runs = [_run_state(row, now or datetime.now(UTC)) for row in table.iter_rows(named=True)]
+    runs = [_run_state(row, now) for row in table.iter_rows(named=True)]
     counts = dict(sorted(Counter(run.state for run in runs).items()))
     planned = num_trials(study.spec) * len(study.spec["seeds"])
-    return StudyStatus(study.manifest.name, metric, planned, counts, runs)
+    return StudyStatus(study.manifest.name, metric, planned, counts, runs, list(study.damage))
 
 
 def _query(study: Study, metric: str) -> pl.LazyFrame:
@@ -119,7 +124,7 @@ def as_text(status: StudyStatus) -> str:
     last = f"last {status.metric}"
     heading = f"{'run':<{width}}  {'state':<9}  {'step':>11}  {last:>{_LAST}}  {'active':>6}  {'elapsed':>8}"
     lines = [f"{status.study}: {len(status.runs)} of {status.planned} runs begun: {counts}"]
-    return "\n".join([*lines, *([heading] if status.runs else []), *(_line(run, width) for run in status.runs)])
+    return "\n".join([*lines, *([heading] if status.runs else []), *(_line(run, width) for run in status.runs), *status.damage])
 
 
 def _line(run: RunState, width: int) -> str:

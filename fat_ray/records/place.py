@@ -6,13 +6,14 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
-from fat_ray.errors import InputError
+from fat_ray.errors import InputError, OutputError, RecordError
+from fat_ray.records.files import write_atomic
 from fat_ray.records.redact import scrub
 
 
 @dataclass(frozen=True)
 class Place:
-    """A directory, for reading.
+    """A directory.
 
     Attributes:
         name: As it was given, without secrets: for messages.
@@ -56,6 +57,21 @@ class Place:
         with self.filesystem.open_input_stream(self.path(relative)) as stream:
             content: bytes = stream.read()
             return content
+
+    def write(self, relative: str, data: bytes) -> None:
+        """Writes a file in it, in place of an older one, whole or not at all.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        try:
+            if self.local:
+                write_atomic(self.local / relative, data)
+            else:
+                with self.filesystem.open_output_stream(self.path(relative)) as stream:  # object stores show it when it is closed
+                    stream.write(data)
+        except (OSError, pa.ArrowException, RecordError) as error:
+            raise OutputError(f"{self.name}/{relative} cannot be written: {error}") from error
 
     def files(self, relative: str, *, recursive: bool = False) -> list[FileInfo]:
         """The files in a directory; none where there is no directory.
