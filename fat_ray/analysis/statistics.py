@@ -63,7 +63,7 @@ def intervals(values: Floats) -> Floats:
 def _mean(values: Floats, axis: int) -> Floats:
     """The mean of values around 0, without its last digits.
 
-    BCa counts the resamples whose mean equals that of the seeds. Few seeds have many of these, and rounding would tell them apart at random.
+    BCa counts the resamples whose mean equals that of the seeds. Few seeds have many of these, and rounding would tell some of them apart.
     """
     return np.round(values.mean(axis=axis), 12)
 

@@ -96,11 +96,12 @@ def place_of(given: str | Path | Place) -> Place:
         return given
     if "://" not in str(given):
         return Place(str(Path(given)), str(Path(given)))
+    uri = str(given).rstrip("/")
     try:
-        filesystem, root = FileSystem.from_uri(str(given).rstrip("/"))
+        filesystem, root = FileSystem.from_uri(uri if "://" in uri else str(given))
     except (pa.ArrowException, OSError, ImportError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{scrub(str(given))}: no file system goes with this URI: {scrub(reason)}") from error
     if isinstance(filesystem, LocalFileSystem):
         return Place(root, root, filesystem)
-    return Place(scrub(str(given).rstrip("/")), root, filesystem)
+    return Place(scrub(uri), root, filesystem)

@@ -1,10 +1,6 @@
 import random
 
-import pytest
-
 from fat_ray.analysis.interaction import interactions
-
-pytestmark = pytest.mark.cpu_limit(6)  # imports scipy.stats
 
 
 def trials(count: int, *, product: float = 0.0) -> list[tuple[dict[str, object], float]]:

@@ -5,8 +5,6 @@ import pytest
 
 from fat_ray.analysis.seeds import STATISTICS, seed_statistics
 
-pytestmark = pytest.mark.cpu_limit(6)  # imports scipy.stats
-
 BASE = [0.60, 0.62, 0.59, 0.61, 0.63, 0.60, 0.61, 0.62, 0.58]
 
 

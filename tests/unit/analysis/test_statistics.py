@@ -5,8 +5,6 @@ import pytest
 
 from fat_ray.analysis.statistics import EXACT_SEEDS, effect_sizes, holm, intervals, sign_flip, smallest_p
 
-pytestmark = pytest.mark.cpu_limit(6)  # imports scipy.stats
-
 
 def rows(number: int, seeds: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(number, seeds))
