@@ -11,8 +11,8 @@ import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
 
-from fat_ray.errors import RecordError, VanishedError
-from fat_ray.records.catalogue import Batch, Damage, RecordFile, compacted, survey
+from fat_ray.errors import InputError, RecordError, VanishedError
+from fat_ray.records.catalogue import Batch, Damage, RecordFile, survey
 from fat_ray.records.manifest import STUDY_TEXT, Manifest, read_manifest
 from fat_ray.records.place import Place, place_of
 from fat_ray.records.reader import read_rows, torn_pages
@@ -196,16 +196,23 @@ def open_study(given: Path | str | Place) -> Study:
     place, chosen = place_of(given), None
     try:
         manifest = read_manifest(place)
-    except RecordError:
+    except RecordError as error:
         parent, run = place.parent, PurePosixPath(place.root).name
-        if not any(info for info in parent.files(f"records/runs/{run}")) and not _is_gathered(parent, run):
-            raise
-        place, chosen, manifest = parent, frozenset([run]), read_manifest(parent)
+        try:
+            manifest = read_manifest(parent)
+        except RecordError:
+            raise error from None
+        known = _runs(parent)
+        if run not in known:
+            shown = ", ".join(known[:_SHOWN]) + (", …" if len(known) > _SHOWN else "")
+            raise InputError(f"{place.name}: the study in {parent.name} has no run {run}; it has {shown or 'none'}") from error
+        place, chosen = parent, frozenset([run])
     return Study(place, manifest.name, manifest, ParquetRecords(place), chosen)
 
 
-def _is_gathered(place: Place, run: str) -> bool:
-    return any(run in batch.folded for batch in compacted(place, "runs"))
+def _runs(place: Place) -> list[str]:
+    listing = survey(place, "runs")
+    return sorted({file.folder for file in listing.loose}.union(*(batch.folded for batch in listing.compacted)))
 
 
 def scan(studies: Sequence[Study], table: str) -> pl.LazyFrame:

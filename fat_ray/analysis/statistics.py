@@ -65,7 +65,8 @@ def _mean(values: Floats, axis: int) -> Floats:
 
     BCa counts the resamples whose mean equals that of the seeds. Few seeds have many of these, and rounding would tell some of them apart.
     """
-    return np.round(values.mean(axis=axis), 12)
+    rounded: Floats = np.round(values.mean(axis=axis), 12)
+    return rounded
 
 
 def sign_flip(differences: Floats, alternative: Literal["two-sided", "greater", "less"] = "two-sided") -> Floats:
