@@ -221,17 +221,16 @@ def test_no_study_is_an_error(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Full fine-tuning, a setting that is better by 0.02, and one that is worse, with three seeds each."""
-    better = FakeRun("t0000", trial=0, frozen=0.9, params={"freeze.threshold": -0.5, "fisher.every": 2})
-    worse = FakeRun("t0001", trial=1, frozen=1.0, params={"freeze.threshold": -0.1, "fisher.every": 8})
+    better = FakeRun("t0000", trial=0, frozen=0.9, params={"freeze.threshold": -0.5, "freeze.every": 2, "fisher.every": 2})
+    worse = FakeRun("t0001", trial=1, frozen=1.0, params={"freeze.threshold": -0.1, "freeze.every": 2, "fisher.every": 8})
     values = {"none": [0.60, 0.61, 0.62], "t0000": [0.62, 0.63, 0.64], "t0001": [0.40, 0.45, 0.41]}
     runs = [
         replace(run, run=f"{name}-s{seed}", seed=seed, f1=value, test_f1=value - 0.1 * (seed + 1))
         for name, run in (("none", FULL), ("t0000", better), ("t0001", worse))
         for seed, value in enumerate(values[name])
     ]
-    return write_study(
-        tmp_path_factory.mktemp("seeds") / "study", runs, spec=study_spec("seeds", steps=8, seeds=[0, 1, 2], freeze={"warmup_steps": 2})
-    )
+    spec = study_spec("seeds", steps=8, seeds=[0, 1, 2], freeze={"warmup_steps": 2})
+    return write_study(tmp_path_factory.mktemp("seeds") / "study", runs, spec=spec)
 
 
 def _setting(comparison: Comparison, name: str) -> dict[str, object]:
@@ -329,7 +328,7 @@ def test_a_last_part_that_is_missing_is_noticed_by_what_the_end_says(table: str,
     pq.write_table(ends.set_column(ends.schema.get_field_index("final_json"), "final_json", pa.array(['{"val/f1": 0.58}'])), part)
     assert compare([study]).damage == []
     rows = pq.read_table(lost := study / "records" / table / "t0000-s0" / "part-00000.parquet")
-    pq.write_table(rows.slice(0, len(rows) - 9), lost)  # the last nine rows had been a part of their own
+    pq.write_table(rows.slice(0, len(rows) - 12), lost)  # the last twelve rows had been a part of their own
     comparison = compare([study])
     assert sorted(comparison.runs["run"].to_list()) == ["none-s0", "t0001-s0"]
     (sentence,) = comparison.damage
