@@ -252,7 +252,7 @@ def _baseline(runs: pl.DataFrame, studies: Sequence[Study], name: str) -> tuple[
     found = runs.filter(_is_base(name))
     having = found["study"].unique(maintain_order=True).to_list()
     if not having and name != FULL:
-        known = runs["setting"].unique(maintain_order=True).to_list()
+        known = sorted(runs["setting"].unique())
         shown = text.listing(known[:_SHOWN]) if known else "none"
         raise InputError(f"--baseline {shorten(name)}: no study has a setting of this name; there are {shown}")
     lacking = [study.key for study in studies if study.key not in having]

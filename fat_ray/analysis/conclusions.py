@@ -6,12 +6,13 @@ import polars as pl
 
 from fat_ray.analysis import text
 from fat_ray.analysis.compare import Comparison
-from fat_ray.analysis.seeds import BASELINE, BETTER, NO_PAIRS, NOT_WORSE, TOO_FEW, WITHIN, WORSE
+from fat_ray.analysis.seeds import BASELINE, BETTER, NO_PAIRS, NOT_SHOWN, NOT_WORSE, TOO_FEW, WITHIN, WORSE
 from fat_ray.analysis.statistics import ALPHA, RESAMPLES, smallest_p
 from fat_ray.analysis.table import difference_text, measure_name
 
 Row = dict[str, Any]
 _SHOWN = 5  # settings that a sentence names
+_VERDICTS = {BETTER: "it is better", WORSE: "it is worse", NOT_SHOWN: "no difference is shown", TOO_FEW: "too few seeds to conclude"}
 _SMALL = 10  # seeds below which a bootstrap interval is known to be too narrow
 
 
@@ -19,7 +20,30 @@ def conclusions(comparison: Comparison) -> list[str]:
     """Sentences on differences, on equivalence when a margin was given, and on what the number of seeds allows."""
     if not comparison.several_seeds:
         return _single_seed(comparison)
-    return [*_differences(comparison), *_equivalence(comparison), *_too_few(comparison), *_intervals(comparison)]
+    return [*_differences(comparison), *_equivalence(comparison), *limits(comparison)]
+
+
+def limits(comparison: Comparison) -> list[str]:
+    """What so many seeds cannot show, and how intervals were made."""
+    return [*_too_few(comparison), *_intervals(comparison)]
+
+
+def seed_by_seed(comparison: Comparison, row: Row) -> str:
+    """How a setting differs from the baseline over seeds; nothing with fewer than two pairs.
+
+    Args:
+        comparison: The comparison.
+        row: The setting's row.
+    """
+    if row["p"] is None:
+        return ""
+    mean, low, high = (difference_text(comparison, row[f"difference_{part}"]) for part in ("mean", "low", "high"))
+    corrected = f"{_p(row['p'])}, {_p(row['p_holm'])} after Holm's correction" if row["p_holm"] != row["p"] else _p(row["p"])
+    return (
+        f"Seed by seed it differs from {text.setting_name(comparison.options.baseline)} by {mean}"
+        f" in {measure_name(comparison)} (95 % interval {low} to {high}, n = {row['pairs']}; exact paired test p {corrected}):"
+        f" {_VERDICTS[row['verdict']]}."
+    )
 
 
 def _single_seed(comparison: Comparison) -> list[str]:

@@ -17,7 +17,7 @@ from fat_ray.analysis import plots, series, text, theme, words
 from fat_ray.analysis.compare import Comparison, compare_studies
 from fat_ray.analysis.read import open_studies, tolerantly
 from fat_ray.analysis.render import explanations
-from fat_ray.analysis.table import run_table, setting_table
+from fat_ray.analysis.table import run_table, seed_table, seed_title, setting_table
 from fat_ray.errors import InputError
 
 REPORT = "report.html"
@@ -75,6 +75,8 @@ def render_report(comparison: Comparison, *, run: str | None, library: str) -> s
         facts=words.facts(comparison),
         caveats=words.caveats(comparison),
         settings=setting_table(comparison) if comparison.several_seeds else None,
+        seeds=seed_table(comparison) if comparison.several_seeds else None,
+        seed_title=seed_title(comparison),
         runs=run_table(comparison),
         explanations=explanations(comparison),
         chosen=chosen,

@@ -134,7 +134,12 @@ def test_several_seeds_are_summarised_with_their_deviation(tmp_path: Path) -> No
     study = write_study(tmp_path / "a", runs, spec=study_spec(steps=20, seeds=[0, 1]))
     shown = " ".join(" ".join(_Page(_report(study)).text).split())
     assert "0.590 ± 0.014 (n = 2)" in shown
-    assert "2 seeds per setting: means ± sample standard deviations. No test of significance was made." in shown
+    assert "2 seeds per setting: means ± sample standard deviations." in shown
+    assert "too few seeds to conclude. With n = 2 pairs an exact test cannot give p below 2/2^2 = 0.5" in shown
+    assert "Over seeds: val F1, mean and difference to none by seed, each with its 95 % BCa interval" in shown
+    assert re.search(
+        r"Seed by seed it differs from full fine-tuning by \S+ in val F1 \(95 % interval \S+ to \S+, n = 2; exact paired", shown
+    )
     assert "One seed" not in shown
 
 
