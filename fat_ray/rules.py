@@ -292,6 +292,21 @@ def select_settled(change: Floats, elements: Ints, percentile: float, *, target:
     return int(np.logical_and.accumulate(settled).sum()), tau
 
 
+def spread(values: Floats, number: int) -> list[int]:
+    """So many places of values that lie as evenly as can be between the least and the greatest, from the least on.
+
+    Each is the nearest to the middle of one of so many equal parts of the range, so that the ends, where most values may lie, are no
+    better than the rest.
+    """
+    number, low, high = min(number, values.size), values.min(), values.max()
+    left, chosen = np.ones(values.shape, np.bool_), list[int]()
+    for middle in low + (high - low) * (np.arange(number) + 0.5) / number:
+        place = int(np.where(left, np.abs(values - middle), np.inf).argmin())
+        left[place] = False
+        chosen.append(place)
+    return chosen
+
+
 def compromise(values: Mapping[str, Sequence[float]], directions: Sequence[str]) -> str:
     """The candidate nearest to the ideal point, each objective scaled to [0, 1] between its worst and best value among the candidates.
 

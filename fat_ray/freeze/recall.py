@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from fat_ray.freeze.digest import Digest, Fingerprint, digest, same_bits
 from fat_ray.freeze.examples import Taken, UnsuitableError, has_examples, is_batch, joined, keys, part, take
+from fat_ray.freeze.held import normalises_by_batch
 
 CHECK_EVERY = 32
 """Every so many answers are compared with what the module computes."""
@@ -102,7 +103,6 @@ class Recall:
     def __init__(self, path: str, body: nn.Module, shared: Shared) -> None:
         self.path, self.body, self.spared, self._shared = path, body, 0, shared
         self._modules = list(body.modules())
-        self._norms = [module for module in self._modules if hasattr(module, "running_mean")]
         self._weights = Fingerprint()
         self._forms: dict[Digest, _Form] = {}
         self._answers: dict[Digest, list[Tensor]] = {}
@@ -149,7 +149,7 @@ class Recall:
             return False
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._are_functorch_transforms_active():  # noqa: SLF001
             return False
-        if torch.is_inference_mode_enabled() or any(norm.training for norm in self._norms):
+        if torch.is_inference_mode_enabled() or any(normalises_by_batch(module) for module in self._modules):
             return False
         return not any(inner._forward_hooks or inner._forward_pre_hooks for inner in self._modules[1:])  # noqa: SLF001  they want to be called
 
@@ -161,6 +161,8 @@ class Recall:
         if self._weights.changed([*self.body.parameters(), *self.body.buffers()]):
             self.forget()
         count = tensors[0].shape[0] if tensors[0].ndim else 1
+        if not count:
+            return None
         kind = tensors[0].device.type
         modes = bytes(module.training for module in self._modules)
         autocast = repr((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))).encode()

@@ -48,7 +48,7 @@ class Room(Callback):  # type: ignore[misc]
     def _give_up(self, problem: str) -> None:
         self._ledger.close = Close.NO_ROOM
         self._ledger.failure = f"the study ended early: {problem}"
-        for trial in self._ledger.live():
+        for trial in self._ledger.handed_out():
             trial.failure = problem
 
     def _tell_of_waiting(self, now_s: float) -> None:

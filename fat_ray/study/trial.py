@@ -51,7 +51,7 @@ def run_trial(config: dict[str, Any]) -> None:
 def _train(job: RunJob, config: Mapping[str, Any], position: int) -> RunEnd:
     if restarts := config.get("restarts", 0):
         end = run_end(job.directory, job.run)
-        if end is not None and end.status is not Status.FAILED:
+        if end is not None and end.status not in (Status.FAILED, Status.STOPPED):
             return end
         job = _again(job, restarts)
     report = partial(_report, position)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fat_ray.engine.loop import OnEvaluation, train
-from fat_ray.errors import RunFailedError
+from fat_ray.errors import ResourceError, RunFailedError
 from fat_ray.events import RunEnd
 from fat_ray.records.parquet import ParquetSink
 from fat_ray.records.sink import NullSink, Sink
@@ -44,6 +44,9 @@ def work(job: RunJob, *, rank: int, device: torch.device, on_evaluation: OnEvalu
 
 def _train(job: RunJob, rank: int, device: torch.device, on_evaluation: OnEvaluation) -> RunEnd:
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            wanted = f"train.gpus_per_worker = {job.spec.train.gpus_per_worker:g}"
+            raise ResourceError(f"{wanted}, but torch {torch.__version__} finds no GPU where this worker runs")
         torch.cuda.set_device(device)
     task = build_task(job.spec.task)
     requests = RequestPoll(job.directory, job.run, job.driver)

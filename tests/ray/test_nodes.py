@@ -1,13 +1,8 @@
 """A cluster whose nodes leave in the middle of a study."""
 
 import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,55 +11,11 @@ from fat_ray.records.reader import read_table, run_end
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec
 from fat_ray.train.local import run_local
-from tests.support.nodes import Node, Nodes, cluster, environment
+from tests.support.nodes import Node, cluster
+from tests.support.tiny_studies import BOUND_S, equal_trials, launched, wait_until
 from tests.support.tiny_task import TINY_TASK
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600, func_only=False)]
-
-BOUND_S = 120
-"""Longest wait for what must happen."""
-
-
-def study(executor: str, **changes: Any) -> StudySpec:
-    """Two equal trials of some eight seconds each, with a checkpoint every second or so."""
-    data: dict[str, Any] = {
-        "name": "nodes",
-        "task": {"name": TINY_TASK, "settings": {"slow_s": 0.1, "batch_norm": True}},
-        "train": {"steps": 60, "global_batch": 8, "evaluate_every": 6, "workers": 2, "retries": 2},
-        "fisher": {"every": 1, "groups": {"blocks": 2}},
-        "drift": {"bins": 8},
-        "freeze": {"threshold": -0.5, "every": 6, "warmup_steps": 6},
-        "search": {"train.optimizer.lr": {"type": "categorical", "choices": [0.01]}},
-        "sampler": {"name": "random"},
-        "budget": {"trials": 2, "placement_timeout_s": 5},
-        "baselines": [],
-        "executor": executor,
-        "wandb": {"mode": "disabled"},
-        **changes,
-    }
-    return StudySpec.model_validate(data)
-
-
-@contextmanager
-def launched(spec: StudySpec, nodes: Nodes, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The study in a process of its own, as a user would run it."""
-    path = directory / "study.yaml"
-    path.write_text(spec.model_dump_json())  # JSON is YAML
-    command = [sys.executable, "-m", "fat_ray", "launch", str(path), "--address", nodes.address, "--out", str(directory)]
-    with (directory / "driver.log").open("wb") as log:
-        driver = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
-    try:
-        yield driver
-    finally:
-        driver.kill()
-        driver.wait()
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + BOUND_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"waited in vain until {what}"
-        time.sleep(0.1)
 
 
 def num_evaluations(directory: Path, run: str) -> int:
@@ -85,17 +36,19 @@ def cold(spec: StudySpec, directory: Path) -> list[float]:
     train = {**spec.run.train.model_dump(mode="json"), "optimizer": {**spec.train.optimizer.model_dump(mode="json"), "lr": 0.01}}
     settings = {"task": {"name": TINY_TASK, "settings": {"batch_norm": True}}, "train": {**train, "cpus_per_worker": 1.0}}
     run = spec.run.model_validate_json(json.dumps({**spec.run.model_dump(mode="json"), **settings}))
-    job = RunJob(study="nodes", run="cold", trial=None, seed=0, role="single", spec=run, directory=str(directory / "cold"))
+    job = RunJob(study="tiny", run="cold", trial=None, seed=0, role="single", spec=run, directory=str(directory / "cold"))
     run_local(job)
     return list(read_table(job.directory, "steps", "cold")["loss"].to_pylist())
 
 
 @pytest.mark.parametrize("executor", ["warm", "stock"])
 def test_a_study_survives_nodes_that_leave_and_ends_with_the_numbers_when_too_few_are_left(tmp_path: Path, executor: str) -> None:
-    spec, out = study(executor), tmp_path / "nodes"
+    train = {"steps": 60, "evaluate_every": 6, "retries": 2}
+    spec = equal_trials(executor, slow_s=0.1, train=train, budget={"trials": 2, "placement_timeout_s": 5})
+    out = tmp_path / "tiny"
     with cluster() as nodes:
         present = [nodes.add() for _ in range(3)]
-        with launched(spec, nodes, tmp_path) as driver:
+        with launched(spec, nodes.address, tmp_path) as driver:
             wait_until(lambda: num_evaluations(out, "t0000-s0") > 1, "the first trial is evaluated")
             leaving = the_one(present, trial=False)
             leaving.kill()
@@ -105,7 +58,7 @@ def test_a_study_survives_nodes_that_leave_and_ends_with_the_numbers_when_too_fe
             wait_until(lambda: num_evaluations(out, "t0001-s0") > 0, "the second trial is evaluated")
             present[0].kill()
             assert driver.wait(BOUND_S) == 1
-    log = (tmp_path / "driver.log").read_text()
+    log = (tmp_path / "tiny.log").read_text()
     first, second = run_end(out, "t0000-s0"), run_end(out, "t0001-s0")
     assert first is not None
     assert second is not None

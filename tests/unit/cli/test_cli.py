@@ -20,7 +20,7 @@ from fat_ray.study.doctor import Check
 from fat_ray.study.launch import StudyOutcome
 from fat_ray.study.ledger import Close
 
-COMMANDS = ["launch", "run", "resume", "export", "compare", "report", "status", "doctor", "schema"]
+COMMANDS = ["launch", "run", "resume", "export", "compare", "replay", "rerun", "report", "status", "doctor", "schema"]
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -67,6 +67,9 @@ def test_help_of_a_command_ends_with_an_example(command: str) -> None:
         ["export", "x"],
         ["compare"],
         ["compare", "x", "--format", "xml"],
+        ["replay"],
+        ["replay", "x", "--limit", "-1"],
+        ["rerun", "x"],
         ["no-such-command"],
         ["doctor", "--no-such-option"],
     ],
@@ -113,9 +116,9 @@ def test_missing_study_file_ends_with_2(command: str, tmp_path: Path) -> None:
     assert "none.yaml" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["resume", "compare", "report", "status"])
+@pytest.mark.parametrize("command", ["resume", "compare", "rerun", "report", "status"])
 def test_directory_without_study_ends_with_2(command: str, tmp_path: Path) -> None:
-    result = invoke(command, tmp_path / "out")
+    result = invoke(command, tmp_path / "out", *(["run-s0"] if command == "rerun" else []))
     assert (result.exit_code, result.stdout) == (2, "")
     assert "out holds no study" in result.stderr
 

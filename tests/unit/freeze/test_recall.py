@@ -229,6 +229,12 @@ def test_only_training_as_it_is_written_is_remembered() -> None:
     assert module.num_calls == calls + 3
 
 
+def test_an_empty_batch_is_computed() -> None:
+    _, recall, told = remembering(pointwise)
+    assert ask(recall, examples(0)).shape == (0, 4, 6, 6)
+    assert told == []
+
+
 def test_memory_is_bounded() -> None:
     size = 4 * 4
     module, recall, told = remembering(lambda w, x: x @ w, limit=5 * size)
