@@ -133,8 +133,8 @@ TABLES: dict[str, pa.Schema] = {
         ("active_groups", pa.int32()),
         ("threshold", pa.float64()),
         ("limited_by", pa.string()),
-        ("frontier", pa.string()),
         ("decide_s", pa.float64()),
+        ("frontier", pa.string()),
     ),
     # What a reader should know, in words.
     "notices": _schema("notices", ("step", pa.int32()), ("topic", pa.string()), ("text", pa.string())),
