@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fat_ray import __version__
+from fat_ray import __version__, replaying
 from fat_ray.errors import FatRayError, InputError, RunFailedError
 from fat_ray.records.redact import scrub
 
@@ -74,6 +74,7 @@ Wandb = Annotated[WandbMode | None, typer.Option("--wandb", help="Mode of Weight
 Address = Annotated[
     str | None, typer.Option("--address", metavar="ADDR", help="Ray cluster to use; default: RAY_ADDRESS, or a Ray of its own on loopback.")
 ]
+JsonLines = Annotated[bool, typer.Option("--json", help="Tell on stdout what happens, one JSON object per line, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
@@ -204,6 +205,7 @@ def launch(
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="Trials of the search; default: budget.trials.")] = None,
     wandb: Wandb = None,
     quiet: Quiet = False,
+    json: JsonLines = False,
 ) -> None:
     """Run a study: the search and its baselines, then compare all runs and write the report."""
     loaded = _load(study, set_, **{"budget.trials": trials, "wandb.mode": wandb})
@@ -212,19 +214,35 @@ def launch(
             f"--trials {trials}: {study} searches nothing, so its base setting is run once; give search, or leave --trials out"
         )
     from fat_ray.study.launch import launch as launch_study
+    from fat_ray.view.document import line_writer
 
     directory = (out or Path(loaded.spec.output)) / loaded.spec.name
     _SESSION.directory = directory
-    outcome = launch_study(loaded.spec, text=loaded.text, directory=directory, address=address, quiet=quiet, command=tuple(sys.argv[1:]))
-    _show_outcome(outcome, directory)
+    outcome = launch_study(
+        loaded.spec,
+        text=loaded.text,
+        directory=directory,
+        address=address,
+        quiet=quiet,
+        on_event=line_writer(sys.stdout) if json else None,
+        command=tuple(sys.argv[1:]),
+    )
+    _show_outcome(outcome, directory, quiet=quiet, json=json)
 
 
-def _show_outcome(outcome: "StudyOutcome", directory: Path) -> None:
+def _show_outcome(outcome: "StudyOutcome", directory: Path, *, quiet: bool, json: bool) -> None:
     """The comparison, what the user should know, and the exit code."""
     if outcome.runs:
-        _conclude(directory)
-    for note in outcome.notes:
-        typer.echo(f"note: {note}", err=True)
+        _conclude(directory, shown=not json)
+    _take_leave(outcome, directory, quiet=quiet)
+
+
+def _take_leave(outcome: "StudyOutcome", directory: Path, *, quiet: bool) -> None:
+    """The last words after a study, and its exit code. Unless it was quiet, the console has shown the notes already."""
+    from fat_ray.study.ledger import Close
+
+    for note in outcome.notes if quiet else ():
+        typer.echo(f"warning: {note}", err=True)
     for ended in outcome.runs:
         if ended.status in ("failed", "diverged"):
             typer.echo(f"{ended.run} {ended.status}: {ended.reason}", err=True)
@@ -234,6 +252,8 @@ def _show_outcome(outcome: "StudyOutcome", directory: Path) -> None:
         _stop(outcome.failure, 1)
     if outcome.failed:
         _stop(f"{outcome.failed} of {len(outcome.runs)} runs failed; tracebacks lie in {directory / 'logs'}", 1)
+    if outcome.closed is Close.OUT_OF_DISK:
+        _stop(f"stopped for want of disk space: make some{_how_to_go_on()}", 1)
 
 
 @_command("fat-ray run studies/quickstart.yaml --set freeze.policy=none --workers 2 --seed 1")
@@ -283,6 +303,7 @@ def resume(
     ] = None,
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Of a single run: train under Ray, or in processes of this machine.")] = False,
     quiet: Quiet = False,
+    json: JsonLines = False,
 ) -> None:
     """Go on with a study, or a run, that was interrupted or killed: what had not ended goes on from its newest checkpoint."""
     from fat_ray.records.manifest import read_manifest
@@ -298,12 +319,13 @@ def resume(
         _train_once(directory, lambda: resume_once(directory, workers=workers, ray=ray, quiet=quiet))
         return
     from fat_ray.study.launch import resume as resume_study
+    from fat_ray.view.document import line_writer
 
-    outcome = resume_study(directory, address=address, quiet=quiet)
+    outcome = resume_study(directory, address=address, quiet=quiet, on_event=line_writer(sys.stdout) if json else None)
     if outcome is None:
         typer.echo(f"the study in {directory} is complete; there is nothing to do", err=True)
     else:
-        _show_outcome(outcome, directory)
+        _show_outcome(outcome, directory, quiet=quiet, json=json)
 
 
 @_command("fat-ray export out/quickstart-run-s0 --out model.safetensors\n  fat-ray export out/quickstart/t0003-s0 --out best.safetensors")
@@ -321,11 +343,13 @@ def export(
         typer.echo(f"note: {exported.run} is at step {exported.step} of {exported.steps}", err=True)
 
 
-def _conclude(directory: Path) -> None:
-    """The end of a study or run: the comparison, and where everything lies."""
+def _conclude(directory: Path, *, shown: bool = True) -> None:
+    """The end of a study or run: the report, and unless something else stands on stdout the comparison and where everything lies."""
     from fat_ray.analysis.report import write_report
 
     report_path = write_report(directory)
+    if not shown:
+        return
     _print_comparison([directory], Format.TABLE)
     _print(f"\nstudy    {directory}\nrecords  {directory / 'records'}\nreport   {report_path}")
     for parent in sorted({str(path.parent) for path in directory.glob("wandb/**/offline-run-*/")}):
@@ -352,9 +376,41 @@ def compare(
     directories: StudyDirectories,
     *,
     format_: Annotated[Format, typer.Option("--format", help="How the comparison is written to stdout.")] = Format.TABLE,
+    replay_: replaying.Check = False,
 ) -> None:
     """Compare all runs of one or several studies: metrics, active parameters, costs."""
+    if replay_:
+        _print(replaying.check_text(directories, format_))
+        return
     _print_comparison(directories, format_)
+
+
+@_command("fat-ray replay out/quickstart --set freeze.threshold=-1:0:0.1 --set freeze.every=[4,8] --sort mean_active")
+def replay(
+    place: replaying.Place,
+    *,
+    values: replaying.Values = [],  # noqa: B006
+    run_: replaying.Run = None,
+    format_: replaying.FormatOption = replaying.ReplayFormat.TABLE,
+    sort: replaying.Sort = "mean_active",
+    limit: replaying.Limit = 40,
+) -> None:
+    """Tell from the recorded drift of one run what other settings would have frozen, and when; nothing is trained."""
+    _print(replaying.replay_text(place, run_, values, format_, sort, limit))
+
+
+@_command("fat-ray rerun out/quickstart t0003-s0")
+def rerun(
+    directory: StudyDirectory, run_: replaying.Recorded, *, out: replaying.RerunOut = None, json: AsJson = False, quiet: Quiet = False
+) -> None:
+    """Train a recorded run again on this machine, and say whether it came out equal to the bit, or what differs."""
+    from fat_ray.study.rerun import as_json, as_text
+    from fat_ray.study.rerun import rerun as repeat
+
+    found = repeat(directory, run_, out, quiet=quiet, command=sys.argv[1:])
+    _print(as_json(found) if json else as_text(found))
+    if not found.is_equal:
+        raise typer.Exit(1)
 
 
 @_command("fat-ray report out/quickstart")
@@ -365,13 +421,23 @@ def report(directory: StudyDirectory) -> None:
     _print(write_report(directory))
 
 
-@_command("fat-ray status out/quickstart")
-def status(directory: StudyDirectory, *, json: AsJson = False) -> None:
-    """Show how the runs of a study stand; also while it runs."""
-    from fat_ray.analysis.status import as_json, as_text, read_status
+@_command("fat-ray status out/quickstart --watch")
+def status(
+    directory: StudyDirectory,
+    *,
+    json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every few seconds until the study is over.")] = False,
+) -> None:
+    """Show how a study stands: while it runs, here or elsewhere, and after it."""
+    from fat_ray.analysis.status import as_json, read_status
 
-    state = read_status(directory)
-    _print(as_json(state) if json else as_text(state))
+    if json:
+        _print(as_json(read_status(directory), directory))
+        return
+    from fat_ray.analysis.follow import follow, show
+
+    with _writing_stdout():
+        follow(directory) if watch else show(directory)
 
 
 @_command("fat-ray doctor --out results")

@@ -101,3 +101,11 @@ class RunFailedError(FatRayError):
 
 class WorkerLostError(RunFailedError):
     """The process of a worker died. Nothing is wrong with the run itself: it may go on from its newest checkpoint."""
+
+
+class PlaceLostError(RunFailedError):
+    """The place that a trial held on the cluster is gone with a node. Nothing is wrong with the run: its trial has to find another."""
+
+
+class NotBegunError(RunFailedError):
+    """The run was asked to stop while it waited for a place: nothing of it ran."""

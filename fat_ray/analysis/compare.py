@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 import polars as pl
 
-from fat_ray.analysis.pareto import front_ranks
 from fat_ray.analysis.read import Study, collect, open_studies, scan
-from fat_ray.rules import compromise
+from fat_ray.rules import compromise, front_ranks
 from fat_ray.spec.study import Objective, shown_objective
 
 RUN_KEY = ("study", "run")

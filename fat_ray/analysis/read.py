@@ -18,11 +18,13 @@ _ROW_KEYS = {
     "groups": ("group",),
     "runs": (),
     "resumptions": ("resumed_at",),
+    "layers": ("place",),
     "steps": ("step",),
     "evals": ("step", "split", "metric"),
     "drift": ("update", "group"),
     "freezes": ("group",),
     "events": ("event",),
+    "notices": ("step", "topic", "text"),
     "ends": (),
 }
 """What a row is about, besides its run: a run that was started again writes it again, and the later row counts."""

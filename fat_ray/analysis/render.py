@@ -10,9 +10,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fat_ray.analysis import text
 from fat_ray.analysis.compare import Comparison
 from fat_ray.analysis.table import FRONT, MEAN_ACTIVE, PARTIAL, TextTable, run_table, setting_table
+from fat_ray.view import text
 
 JSON_VERSION = 1
 """Raised when a key of the JSON document changes its meaning or goes; new keys do not raise it."""

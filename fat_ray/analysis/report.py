@@ -13,11 +13,12 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fat_ray.analysis import plots, series, text, theme, words
+from fat_ray.analysis import plots, series, theme, words
 from fat_ray.analysis.compare import Comparison, compare
 from fat_ray.analysis.render import explanations
 from fat_ray.analysis.table import run_table, setting_table
 from fat_ray.errors import InputError, OutputError
+from fat_ray.view import text
 
 
 def write_report(directory: Path | str, *, run: str | None = None) -> Path:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fat_ray.analysis import text
 from fat_ray.analysis.compare import Comparison
+from fat_ray.view import text
 
 Row = dict[str, Any]
 PARTIAL = "†"

@@ -6,8 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from fat_ray.analysis import text
 from fat_ray.analysis.compare import FULL, Comparison
+from fat_ray.view import text
 
 Row = dict[str, Any]
 

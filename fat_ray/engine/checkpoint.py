@@ -42,7 +42,9 @@ log = logging.getLogger(__name__)
 Position = Mapping[str, int]
 """Where the records of a run stand, see `records.sink.Sink.position`."""
 
-_FREE = {f"train.{name}" for name in ("workers", "cpus_per_worker", "gpus_per_worker", "backend", "checkpoint", "retries")}
+_FREE = {f"train.{name}" for name in ("workers", "cpus_per_worker", "gpus_per_worker", "backend", "checkpoint", "retries")} | {
+    "freeze.cache_prefix_bytes"
+}
 """Fields of a run that may be others when it goes on."""
 
 

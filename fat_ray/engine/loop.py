@@ -11,7 +11,7 @@ from fat_ray.engine.evaluate import evaluate
 from fat_ray.engine.request import Request, StopRequest
 from fat_ray.engine.step import Trainer
 from fat_ray.errors import DivergedError, SupersededError
-from fat_ray.events import Drift, Eval, Freeze, Resumption, RunEnd, Status, Step
+from fat_ray.events import Drift, Eval, Freeze, Layers, Notice, Resumption, RunEnd, Status, Step
 from fat_ray.fisher.reduce import world
 from fat_ray.records.redact import scrub
 from fat_ray.records.sink import Sink
@@ -70,6 +70,7 @@ class RunLoop:
         """Set-up, steps with evaluations in between, end."""
         trainer = self._set_up(stop_request)
         ledger = self._start(trainer)
+        trainer.begin()
         steps, every = self._job.spec.train.steps, self._job.spec.train.evaluate_every
         try:
             for done in range(trainer.freezer.step + 1, steps + 1):
@@ -101,7 +102,7 @@ class RunLoop:
         """From the beginning, or from the newest checkpoint where the job says so."""
         world_size = world()[1]
         groups = [group.info() for group in trainer.freezer.groups]
-        start = start_of(self._job, groups, world_size=world_size, device=str(self._device))
+        start = start_of(self._job, groups, world_size=world_size, device=str(self._device), processor=_processor(self._device))
         ledger = Ledger(start.total_elements, world_size, self._task.metrics)
         saved = self._checkpoints.restore(trainer, self._sink.reaches) if self._job.resume else None
         if saved is not None:
@@ -117,7 +118,7 @@ class RunLoop:
         self._sink.flush()
         return ledger
 
-    def _record(self, event: Drift | Freeze | Step) -> None:
+    def _record(self, event: Drift | Freeze | Layers | Notice | Step) -> None:
         assert self._ledger is not None
         if isinstance(event, Step):
             self._ledger.add_step(event)
@@ -141,3 +142,8 @@ class RunLoop:
         self._sink.emit(end)
         self._sink.flush()
         return end
+
+
+def _processor(device: torch.device) -> str:
+    """What results may depend on to the bit, beside versions: the model of a GPU, or the instructions that a CPU is used by."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()

@@ -15,7 +15,7 @@ from fat_ray.engine.meters import StepMeter
 from fat_ray.engine.order import TrainingOrder, learning_rate_factor
 from fat_ray.engine.request import Request, StopRequest
 from fat_ray.errors import DivergedError, SupersededError
-from fat_ray.events import Drift, Freeze, Step
+from fat_ray.events import Drift, Freeze, Layers, Notice, Step
 from fat_ray.fisher.reduce import all_sum, world
 from fat_ray.freeze.context import prepare_model
 from fat_ray.freeze.freezer import Freezer
@@ -56,7 +56,7 @@ class Trainer:
         *,
         device: torch.device,
         stop_request: StopRequest,
-        emit: Callable[[Drift | Freeze | Step], None],
+        emit: Callable[[Drift | Freeze | Layers | Notice | Step], None],
         policy: Policy | None = None,
     ) -> None:
         rank, world_size = world()
@@ -68,9 +68,14 @@ class Trainer:
         if policy is None and job.follow is not None:
             policy = RandomMatched(job.follow, job.seed)
         self.freezer = Freezer(self.model, self.optimizer, job.spec, policy=policy, steps=job.spec.train.steps, seed=job.seed, emit=emit)
-        self.meter = StepMeter(self.model, self.optimizer, device)
+        self.meter = StepMeter(self.model, self.optimizer, device, self.freezer.memory)
         self.order = TrainingOrder(task.train_set(), job.spec.train.global_batch, job.seed, rank, world_size)
         self.wrapped = wrap(self.model)
+
+    def begin(self) -> None:
+        """To be called before the first step, when events can be emitted."""
+        if self.freezer.memory is not None and not self.order.repeats():
+            self.freezer.remember_nothing("training examples are augmented at random, so that none comes again")
 
     def step(self) -> Request | None:
         """Trains one step; returns what the run is asked for when it is done.
@@ -90,6 +95,8 @@ class Trainer:
         grad_norm = self._clip(step)
         lr = self._update(step)
         self.emit(self._record(step, agreed, lr, grad_norm, started))
+        if step == 0:
+            self.emit(self._layers(agreed))
         return agreed.request
 
     def _backward(self, batch: Batch) -> Tensor:
@@ -159,6 +166,12 @@ class Trainer:
             peak_memory_bytes=costs.peak_memory_bytes,
             step_s=time.perf_counter() - started,
         )
+
+    def _layers(self, agreed: Agreed) -> Layers:
+        """What the forward of this step cost, layer by layer: this rank's shares of what it cost on all ranks."""
+        mine = self.meter.flops.step.forward
+        scale = agreed.flops.forward / mine if mine else 0.0
+        return Layers([layer for layer, _ in self.meter.flops.layers], [scale * flops for _, flops in self.meter.flops.layers])
 
 
 def wrap(model: nn.Module, *, init_sync: bool = True) -> nn.Module:

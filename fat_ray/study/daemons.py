@@ -39,7 +39,7 @@ def own_session() -> Iterator[None]:
 
 
 @contextmanager
-def watched(directory: Path, stopped_by: Callable[[], int | None]) -> Iterator[None]:
+def tied_to_servers(directory: Path, stopped_by: Callable[[], int | None]) -> Iterator[None]:
     """Within, the end of one of the servers that this process has started ends the process, as soon as it happens.
 
     Ray would let it wait for a minute and then end it without a word, and until then report to the study that its trials died. So nothing

@@ -7,19 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fat_ray.events import Status
 from fat_ray.records.manifest import read_manifest, read_study
 from fat_ray.records.redact import scrub
-from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.study import StudySpec, as_json, num_trials
-from fat_ray.study.daemons import watched
+from fat_ray.study.daemons import tied_to_servers
 from fat_ray.study.environment import prepare, resolve_address
 from fat_ray.study.ledger import Close, Ledger
-from fat_ray.study.opening import opened, reopened
+from fat_ray.study.opening import Opened, opened, reopened
 from fat_ray.study.plan import plan
 from fat_ray.train.lease import read_driver
 from fat_ray.train.signals import Listener, interruptible, listening
+
+if TYPE_CHECKING:
+    from fat_ray.study.announce import OnEvent
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,14 @@ class StudyOutcome:
 
 
 def launch(
-    spec: StudySpec, *, text: str, directory: str | Path, address: str | None = None, quiet: bool = False, command: tuple[str, ...] = ()
+    spec: StudySpec,
+    *,
+    text: str,
+    directory: str | Path,
+    address: str | None = None,
+    quiet: bool = False,
+    on_event: "OnEvent | None" = None,
+    command: tuple[str, ...] = (),
 ) -> StudyOutcome:
     """Runs a study and returns when it is over; a run that fails does not stop it, the first Ctrl-C or SIGTERM ends it in good order.
 
@@ -81,6 +91,7 @@ def launch(
         directory: The study's own directory; absent or empty. On a cluster, all nodes must reach it under the same path.
         address: ``host:port`` of a Ray cluster; None: a local one.
         quiet: Show no progress.
+        on_event: Told what happens as it happens, see `fat_ray.study.announce`.
         command: Arguments of the command line, for the manifest.
 
     Raises:
@@ -89,12 +100,14 @@ def launch(
     """
     directory = Path(directory).absolute()
     ledger = Ledger(num_trials(as_json(spec)))
-    with interruptible(), opened(spec, text, directory, command) as mirror:
-        _run(spec, directory, ledger, mirror, resolve_address(address), quiet=quiet)
+    with interruptible(), opened(spec, text, directory, command) as ready:
+        _run(spec, directory, ledger, ready, resolve_address(address), quiet=quiet, on_event=on_event)
     return _outcome(directory, ledger)
 
 
-def resume(directory: str | Path, *, address: str | None = None, quiet: bool = False) -> StudyOutcome | None:
+def resume(
+    directory: str | Path, *, address: str | None = None, quiet: bool = False, on_event: "OnEvent | None" = None
+) -> StudyOutcome | None:
     """Goes on with a study whose driver was interrupted or killed, and returns when it is over.
 
     What is known of it comes from its manifest, its records and its journal. Runs go on from their newest checkpoint under the same ids;
@@ -104,6 +117,7 @@ def resume(directory: str | Path, *, address: str | None = None, quiet: bool = F
         directory: The study's own directory.
         address: As for `launch`.
         quiet: As for `launch`.
+        on_event: As for `launch`.
 
     Returns:
         None when the study was complete already, or a budget of it used up.
@@ -115,34 +129,38 @@ def resume(directory: str | Path, *, address: str | None = None, quiet: bool = F
     """
     directory = Path(directory).absolute()
     spec = read_study(read_manifest(directory))
-    with interruptible(), reopened(spec, directory) as mirror:
+    with interruptible(), reopened(spec, directory) as ready:
         for left in (path for path in (directory / "control").iterdir() if path.is_dir()):
             shutil.rmtree(left, ignore_errors=True)  # what Ray Train kept there
         ledger = Ledger(num_trials(as_json(spec)), started_s=time.monotonic() - read_driver(directory).worked_s)
-        is_over = _run(spec, directory, ledger, mirror, resolve_address(address), quiet=quiet)
+        is_over = _run(spec, directory, ledger, ready, resolve_address(address), quiet=quiet, on_event=on_event)
     return None if is_over else _outcome(directory, ledger)
 
 
-def _run(spec: StudySpec, directory: Path, ledger: Ledger, mirror: WandbMirror, address: str | None, *, quiet: bool) -> bool:
+def _run(
+    spec: StudySpec, directory: Path, ledger: Ledger, ready: Opened, address: str | None, *, quiet: bool, on_event: "OnEvent | None"
+) -> bool:
     """Runs what is left to run; whether that was nothing."""
     prepare(address)
     # Ray reads its environment when it is imported, so only now.
     from fat_ray.study.cluster import connect
-    from fat_ray.study.console import ConsoleCallback
     from fat_ray.study.tune import Course, run_trials
+    from fat_ray.study.watch import watched
 
-    console = ConsoleCallback(spec, ledger, quiet=quiet)
     with ray_log(directory / "logs" / "ray.log"):
         course = Course(spec, directory, ledger)
         if course.is_over(time.monotonic()):
-            mirror.catch_up(course.ended_runs)
+            ready.mirror.catch_up(course.ended_runs)
             return True
-        with connect(address, spec) as nodes, _signals(ledger) as listener, watched(directory, lambda: listener.stopped_by):
+        with (
+            watched(spec, directory, ledger, quiet=quiet, on_event=on_event) as watch,
+            connect(address) as nodes,
+            _signals(ledger) as listener,
+            tied_to_servers(directory, lambda: listener.stopped_by),
+        ):
             how = plan(spec, nodes)
-            try:
-                run_trials(course, how, console, listener, mirror)
-            finally:
-                console.close()
+            watch.begin(how, ready.weights_bytes)
+            run_trials(course, how, watch.callbacks, listener, ready.mirror)
     return False
 
 

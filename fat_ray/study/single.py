@@ -14,7 +14,7 @@ from fat_ray.records.reader import run_end
 from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec
-from fat_ray.study.daemons import watched
+from fat_ray.study.daemons import tied_to_servers
 from fat_ray.study.environment import prepare, resolve_address
 from fat_ray.study.opening import opened, reopened
 from fat_ray.study.plan import plan
@@ -53,7 +53,7 @@ def run_once(
     alone = spec.model_copy(update={"search": {}, "baselines": [], "seeds": [seed], "budget": spec.budget.model_copy(update={"trials": 1})})
     with (
         interruptible(),
-        opened(alone, text, directory, command, kind="run") as mirror,
+        opened(alone, text, directory, command, kind="run") as (mirror, _),
         _under_ray(alone, directory) if ray else _without_ray() as train,
     ):
         return _follow(_job(alone, directory), train, mirror, quiet=quiet)
@@ -80,7 +80,7 @@ def resume_once(directory: Path, *, workers: int | None = None, ray: bool = Fals
     spec = read_study(read_manifest(directory))
     if workers is not None:
         spec = spec.model_copy(update={"train": with_params(spec.run, {"train.workers": workers}).train})
-    with interruptible(), reopened(spec, directory) as mirror:
+    with interruptible(), reopened(spec, directory) as (mirror, _):
         job = _job(spec, directory).model_copy(update={"resume": True})
         before = run_end(directory, job.run)
         if before is not None and before.status not in (Status.STOPPED, Status.FAILED):
@@ -122,9 +122,9 @@ def _under_ray(spec: StudySpec, directory: Path) -> Iterator[Train]:
     from fat_ray.study.cluster import connect
     from fat_ray.train.run import fit
 
-    with connect(address, spec) as nodes, watched(directory, lambda: None):
+    with connect(address) as nodes, tied_to_servers(directory, lambda: None):
         plan(spec, nodes)
-        yield lambda job, report: fit(job, report=report)
+        yield lambda job, report: fit(job, report=report, placement_timeout_s=spec.budget.placement_timeout_s)
 
 
 def _follow(job: RunJob, train: Train, mirror: WandbMirror, *, quiet: bool) -> RunEnd:

@@ -1,20 +1,21 @@
 """A study as one Ray Tune experiment: search, scheduler, trial function and callbacks put together."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ray import tune
+from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from fat_ray.errors import SupersededError
 from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.callbacks import Mirror, Supervisor, used_up
-from fat_ray.study.console import ConsoleCallback
 from fat_ray.study.ledger import Ledger
 from fat_ray.study.plan import Plan
+from fat_ray.study.room import Closing, Room
 from fat_ray.study.schedule import CooperativeScheduler
 from fat_ray.study.search import StudySearch
 from fat_ray.study.trial import run_trial
@@ -56,13 +57,13 @@ class Course:
         return self.ledger.close is not None
 
 
-def run_trials(course: Course, plan: Plan, console: ConsoleCallback, listener: Listener, mirror: WandbMirror) -> None:
+def run_trials(course: Course, plan: Plan, watchers: Sequence[Callback], listener: Listener, mirror: WandbMirror) -> None:
     """Runs all trials of the study on the connected cluster; how each ended is in the ledger, and in the records.
 
     Args:
         course: The study.
         plan: How many run at the same time.
-        console: Shows the progress.
+        watchers: Called by Tune, after what the study itself needs.
         listener: Listens to signals.
         mirror: Shows the runs in W&B; closed at the end.
 
@@ -77,6 +78,7 @@ def run_trials(course: Course, plan: Plan, console: ConsoleCallback, listener: L
     with _closing(course, mirror):
         tune.Tuner(
             tune.with_resources(run_trial, trial_resources(spec.run, search.executor)),
+            param_space={"placement_timeout_s": spec.budget.placement_timeout_s},
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=course.scheduler,
@@ -89,8 +91,11 @@ def run_trials(course: Course, plan: Plan, console: ConsoleCallback, listener: L
                 name="tune",
                 storage_path=str(logs),
                 verbose=0,
-                callbacks=[supervisor, Mirror(mirror, ledger), console],
-                failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
+                progress_reporter=tune.CLIReporter(),  # silent; in a notebook the default one wipes the cell
+                stop=Closing(ledger),
+                callbacks=[Room(spec, ledger), supervisor, Mirror(mirror, ledger), *watchers],
+                # One more than a run may use: a kept process whose node left fails a trial that has not even begun.
+                failure_config=tune.FailureConfig(max_failures=spec.train.retries + 1, fail_fast=False),
             ),
         ).fit()
 

@@ -43,7 +43,7 @@ def conclude(trial: Trial, directory: Path, failure: str | None, now_s: float, *
         if end is None:
             break
         completed.append(end)
-    trial.status, trial.reason, trial.ended_s = status, reason, now_s
+    trial.status, trial.reason, trial.ended_s, trial.results = status, reason, now_s, completed
     return completed
 
 
@@ -186,6 +186,16 @@ def objective_values(objectives: Sequence[Objective], ends: Sequence[RunEnd]) ->
         ValueError: A value is missing, NaN or infinite; the message says which.
     """
     return [fmean(_value(objective.metric, end) for end in ends) for objective in objectives]
+
+
+def worth(trial: Trial, objectives: Sequence[Objective]) -> list[float] | None:
+    """The values of its objectives if it completed, and has all of them; else None."""
+    if trial.status is not Status.COMPLETED:
+        return None
+    try:
+        return objective_values(objectives, trial.results)
+    except ValueError:
+        return None
 
 
 def seed_values(objectives: Sequence[Objective], ends: Sequence[RunEnd]) -> dict[str, Any]:

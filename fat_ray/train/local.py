@@ -24,7 +24,7 @@ from fat_ray.events import RunEnd
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.run import TrainSpec
 from fat_ray.train.failure import killed_by, one_line, root_cause, write_log
-from fat_ray.train.resources import backend
+from fat_ray.train.resources import backend, gpu_of
 from fat_ray.train.retry import with_retries
 from fat_ray.train.signals import SIGNALS, Listener, run_signals
 from fat_ray.train.stop import clear_requests
@@ -69,15 +69,15 @@ def run_local(job: RunJob, report: Report | None = None) -> RunEnd:
 def _check_gpus(spec: TrainSpec) -> None:
     if not spec.gpus_per_worker:
         return
-    needed, found = spec.workers * spec.gpus_per_worker, torch.cuda.device_count()
+    needed, found = gpu_of(spec, spec.workers - 1) + max(1, int(spec.gpus_per_worker)), torch.cuda.device_count()
     if needed > found:
         raise ResourceError(
-            f"train.gpus_per_worker = {spec.gpus_per_worker:g}: {spec.workers} workers need {needed:g} GPUs, this machine has {found}"
+            f"train.gpus_per_worker = {spec.gpus_per_worker:g}: {spec.workers} workers need {needed} GPUs, this machine has {found}"
         )
 
 
 def _device(spec: TrainSpec, rank: int) -> torch.device:
-    return torch.device("cuda", int(rank * spec.gpus_per_worker)) if spec.gpus_per_worker else torch.device("cpu")
+    return torch.device("cuda", gpu_of(spec, rank)) if spec.gpus_per_worker else torch.device("cpu")
 
 
 def _in_process(job: RunJob, report: Report | None) -> RunEnd:

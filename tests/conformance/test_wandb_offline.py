@@ -264,6 +264,7 @@ except OutputError as error:
 def test_the_events_of_the_fixture_reach_over_all_kinds() -> None:
     assert {type(event).__name__ for event in chain([start()], body(), [end()])} == {
         "RunStart",
+        "Layers",
         "Step",
         "Eval",
         "Drift",

@@ -20,7 +20,7 @@ from fat_ray.study.doctor import Check
 from fat_ray.study.launch import StudyOutcome
 from fat_ray.study.ledger import Close
 
-COMMANDS = ["launch", "run", "resume", "export", "compare", "report", "status", "doctor", "schema"]
+COMMANDS = ["launch", "run", "resume", "export", "compare", "replay", "rerun", "report", "status", "doctor", "schema"]
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -67,6 +67,9 @@ def test_help_of_a_command_ends_with_an_example(command: str) -> None:
         ["export", "x"],
         ["compare"],
         ["compare", "x", "--format", "xml"],
+        ["replay"],
+        ["replay", "x", "--limit", "-1"],
+        ["rerun", "x"],
         ["no-such-command"],
         ["doctor", "--no-such-option"],
     ],
@@ -113,9 +116,9 @@ def test_missing_study_file_ends_with_2(command: str, tmp_path: Path) -> None:
     assert "none.yaml" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["resume", "compare", "report", "status"])
+@pytest.mark.parametrize("command", ["resume", "compare", "rerun", "report", "status"])
 def test_directory_without_study_ends_with_2(command: str, tmp_path: Path) -> None:
-    result = invoke(command, tmp_path / "out")
+    result = invoke(command, tmp_path / "out", *(["run-s0"] if command == "rerun" else []))
     assert (result.exit_code, result.stdout) == (2, "")
     assert "out holds no study" in result.stderr
 
@@ -226,12 +229,16 @@ def test_trials_without_a_search_are_refused(study_file: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_a_search_that_ran_no_trial_ends_with_1(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [(), ("--quiet",)])
+def test_a_search_that_ran_no_trial_ends_with_1(
+    options: tuple[str, ...], study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcome = StudyOutcome(tmp_path, (), None, ("a note",), "the search ran no trial: all 3 suggested settings go wrong")
     monkeypatch.setattr("fat_ray.study.launch.launch", lambda *_, **__: outcome)
-    result = invoke("launch", study_file)
+    result = invoke("launch", study_file, *options)
     assert result.exit_code == 1
-    assert result.stderr == "note: a note\nfat-ray: the search ran no trial: all 3 suggested settings go wrong\n"
+    said = "fat-ray: the search ran no trial: all 3 suggested settings go wrong\n"
+    assert result.stderr == (f"warning: a note\n{said}" if options else said)  # otherwise the console has shown it
 
 
 def test_status_as_json(study: Path) -> None:
