@@ -9,9 +9,11 @@ fat_ray.compare(["out/first", "out/second"], metric="test/f1", margin=0.005).set
 import json
 import os
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from fat_ray.records.manifest import MANIFEST
 from fat_ray.spec.load import LoadedStudy, load_study, study_of
 
 if TYPE_CHECKING:
@@ -21,14 +23,17 @@ if TYPE_CHECKING:
     from fat_ray.analysis.insight import SearchInsight
     from fat_ray.analysis.read import Study as AnalysedStudy
     from fat_ray.spec.study import StudySpec
+    from fat_ray.study.announce import OnEvent
     from fat_ray.study.launch import StudyOutcome
+    from fat_ray.view.picture import Picture
 
 
 class Study:
-    """A study and the directory in which its results lie or will lie.
+    """A study and the directory in which its results lie or will lie. In a notebook it shows how it stands.
 
     Args:
-        fields: What a study file holds, as mappings, lists and plain values, such as ``name="mine", train={"steps": 50}``.
+        fields: What a study file holds, as keyword arguments, such as ``name="mine", train={"steps": 50}``: mappings, lists and plain
+            values; paths, tuples, enumerations and NumPy numbers are taken for what they mean.
 
     Raises:
         SpecError: With all problems at once.
@@ -59,18 +64,43 @@ class Study:
         study._take(load_study(Path(path), overrides))  # noqa: SLF001  its own
         return study
 
+    @classmethod
+    def from_directory(cls, directory: str | os.PathLike[str]) -> Self:
+        """A study that was launched: to look at its runs, or to go on with it.
+
+        Raises:
+            RecordError: The directory holds no study.
+        """
+        from fat_ray.records.manifest import STUDY_TEXT, read_manifest, read_study
+
+        place = Path(directory)
+        study = cls.__new__(cls)
+        study._take(LoadedStudy(read_study(read_manifest(place)), (place / STUDY_TEXT).read_text()))  # noqa: SLF001  its own
+        study.directory = place
+        return study
+
     @property
     def spec(self) -> "StudySpec":
         """All settings, resolved."""
         return self._loaded.spec
 
-    def launch(self, out: str | os.PathLike[str] | None = None, *, address: str | None = None, quiet: bool = False) -> "StudyOutcome":
+    def launch(
+        self,
+        out: str | os.PathLike[str] | None = None,
+        *,
+        address: str | None = None,
+        quiet: bool = False,
+        on_event: "OnEvent | None" = None,
+    ) -> "StudyOutcome":
         """Runs the study and returns when it is over; the same as ``fat-ray launch``, without the report.
+
+        A Ray that this process is connected to is used and left as it is; otherwise one of its own is started and ended.
 
         Args:
             out: Directory in which the study's own directory is made; None: `spec.output`.
             address: ``host:port`` of a Ray cluster; None: a local one.
             quiet: Show no progress.
+            on_event: Called with each thing that happens, as ``fat-ray launch --json`` writes them (docs/console.md).
 
         Raises:
             InputError: Something given cannot be used; nothing was started.
@@ -78,7 +108,35 @@ class Study:
         from fat_ray.study.launch import launch
 
         self.directory = Path(out or self.spec.output) / self.spec.name
-        return launch(self.spec, text=self._loaded.text, directory=self.directory, address=address, quiet=quiet)
+        return launch(self.spec, text=self._loaded.text, directory=self.directory, address=address, quiet=quiet, on_event=on_event)
+
+    def status(self) -> "Picture":
+        """How it stands now: while it runs, here or elsewhere, and after it; the same as ``fat-ray status``.
+
+        Raises:
+            RecordError: The study was not launched yet, or its records cannot be read.
+        """
+        from fat_ray.analysis.status import read_status
+
+        return read_status(self.directory)
+
+    def resume(self, *, address: str | None = None, quiet: bool = False) -> "StudyOutcome | None":
+        """Goes on with the study, whose driver was interrupted or killed; the same as ``fat-ray resume``, without the report.
+
+        Args:
+            address: As for `launch`.
+            quiet: As for `launch`.
+
+        Returns:
+            None when the study was complete already.
+
+        Raises:
+            InputError: Something cannot be used, or another process is at work in the directory; nothing was started.
+            RecordError: There is no study.
+        """
+        from fat_ray.study.launch import resume
+
+        return resume(self.directory, address=address, quiet=quiet)
 
     def compare(self) -> "Comparison":
         """Runs and settings side by side, also while the study runs.
@@ -94,6 +152,20 @@ class Study:
         """One row per run: setting, seed, how it ended, metrics, costs; the best first. Columns: `analysis.compare.RUN_COLUMNS`."""
         return self.compare().runs
 
+    def trials(self) -> "pl.DataFrame":
+        """One row per trial or baseline: means over its seeds and their deviations, and its rank; the best first."""
+        return self.compare().settings
+
+    def front(self) -> "pl.DataFrame":
+        """The rows of `trials` on the Pareto front of the objectives."""
+        import polars as pl
+
+        return self.trials().filter(pl.col("on_front"))
+
+    def best(self) -> dict[str, Any] | None:
+        """The row of `trials` that is the best compromise between the objectives; None while no trial has completed."""
+        return self.compare().best
+
     def report(self) -> Path:
         """Writes the report and returns where it is."""
         from fat_ray.analysis.report import write_report
@@ -102,6 +174,23 @@ class Study:
 
     def __repr__(self) -> str:
         return f"Study({self.spec.name!r}, {str(self.directory)!r})"
+
+    def _repr_html_(self) -> str:
+        """How it stands, for notebooks; before it was launched, what it will do."""
+        from fat_ray.view.render import as_html
+
+        if (self.directory / MANIFEST).is_file():
+            return as_html(self.status())
+        rows = {
+            "study": f"{self.spec.name}, not launched yet",
+            "task": self.spec.task.name,
+            "search": ", ".join(self.spec.search) or "nothing",
+            "objectives": ", ".join(f"{goal.direction} {goal.metric}" for goal in self.spec.objectives),
+            "sampler": f"{self.spec.sampler.name}, {self.spec.budget.trials} trials, {len(self.spec.seeds)} seed(s)",
+            "baselines": ", ".join(baseline.name for baseline in self.spec.references) or "none",
+            "directory": str(self.directory),
+        }
+        return "<table>" + "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items()) + "</table>"
 
 
 def compare(given: Sequence[str | os.PathLike[str]], **options: Any) -> "Comparison":
@@ -140,7 +229,7 @@ def _insight(comparison: "Comparison", study: "AnalysedStudy", ideal: list[float
 
     from fat_ray.analysis.insight import Importance, SearchInsight
     from fat_ray.analysis.interaction import interactions
-    from fat_ray.analysis.pareto import front_ranks
+    from fat_ray.rules import front_ranks
     from fat_ray.spec.space import Distribution
     from fat_ray.study.importance import best_share, dominated_share, importances
 

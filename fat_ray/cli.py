@@ -1,6 +1,7 @@
 """The command line. Each command reads its options and calls other rooms, which are imported when the command runs: `--help` stays quick.
 
-Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 the study or a run failed, 2 bad input, 130 on Ctrl-C.
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 the study or a run failed, 2 bad input, 130 or 143
+after Ctrl-C or SIGTERM.
 """
 
 import contextlib
@@ -18,12 +19,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fat_ray import __version__, comparing
+from fat_ray import __version__, comparing, replaying
 from fat_ray.errors import FatRayError, InputError, RunFailedError
 from fat_ray.records.redact import scrub
 
 if TYPE_CHECKING:
+    from fat_ray.events import RunEnd
     from fat_ray.spec.load import LoadedStudy
+    from fat_ray.study.launch import StudyOutcome
 
 app = typer.Typer(
     help="Distributed hyperparameter studies for Fisher-guided progressive freezing.",
@@ -76,6 +79,7 @@ Wandb = Annotated[WandbMode | None, typer.Option("--wandb", help="Mode of Weight
 Address = Annotated[
     str | None, typer.Option("--address", metavar="ADDR", help="Ray cluster to use; default: RAY_ADDRESS, or a Ray of its own on loopback.")
 ]
+JsonLines = Annotated[bool, typer.Option("--json", help="Tell on stdout what happens, one JSON object per line, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
@@ -127,8 +131,8 @@ def _boundary() -> Iterator[None]:
         yield
     except (typer.Exit, BrokenPipeError):
         raise
-    except KeyboardInterrupt:
-        _stop("stopped", 130)
+    except KeyboardInterrupt as stopped:
+        _stop(f"stopped{_how_to_go_on()}", getattr(stopped, "exit_code", 130))
     except FatRayError as error:
         if _SESSION.debug:
             _show_traceback()
@@ -139,6 +143,12 @@ def _boundary() -> Iterator[None]:
             _show_traceback()
         where = f"; the traceback lies in {log}" if log else ""
         _stop(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}{where}", 1)
+
+
+def _how_to_go_on() -> str:
+    """What to say of a study that was interrupted, if something of it is there."""
+    directory = _SESSION.directory
+    return f"; go on with: fat-ray resume {shlex.quote(str(directory))}" if directory and (directory / "study.json").exists() else ""
 
 
 def _stop(message: str, exit_code: int) -> None:
@@ -205,6 +215,7 @@ def launch(
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="Trials of the search; default: budget.trials.")] = None,
     wandb: Wandb = None,
     quiet: Quiet = False,
+    json: JsonLines = False,
 ) -> None:
     """Run a study: the search and its baselines, then compare all runs and write the report."""
     loaded = _load(study, set_, **{"budget.trials": trials, "wandb.mode": wandb})
@@ -213,22 +224,46 @@ def launch(
             f"--trials {trials}: {study} searches nothing, so its base setting is run once; give search, or leave --trials out"
         )
     from fat_ray.study.launch import launch as launch_study
+    from fat_ray.view.document import line_writer
 
     directory = (out or Path(loaded.spec.output)) / loaded.spec.name
     _SESSION.directory = directory
-    outcome = launch_study(loaded.spec, text=loaded.text, directory=directory, address=address, quiet=quiet, command=tuple(sys.argv[1:]))
+    outcome = launch_study(
+        loaded.spec,
+        text=loaded.text,
+        directory=directory,
+        address=address,
+        quiet=quiet,
+        on_event=line_writer(sys.stdout) if json else None,
+        command=tuple(sys.argv[1:]),
+    )
+    _show_outcome(outcome, directory, quiet=quiet, json=json)
+
+
+def _show_outcome(outcome: "StudyOutcome", directory: Path, *, quiet: bool, json: bool) -> None:
+    """The comparison, what the user should know, and the exit code."""
     if outcome.runs:
-        _conclude(directory)
-    _note(outcome.notes)
+        _conclude(directory, shown=not json)
+    _take_leave(outcome, directory, quiet=quiet)
+
+
+def _take_leave(outcome: "StudyOutcome", directory: Path, *, quiet: bool) -> None:
+    """The last words after a study, and its exit code. Unless it was quiet, the console has shown the notes already."""
+    from fat_ray.study.ledger import Close
+
+    for note in outcome.notes if quiet else ():
+        typer.echo(f"warning: {note}", err=True)
     for ended in outcome.runs:
         if ended.status in ("failed", "diverged"):
             typer.echo(f"{ended.run} {ended.status}: {ended.reason}", err=True)
-    if outcome.interrupted:
-        _stop("stopped on request; what was done so far is in the records", 130)
+    if outcome.stopped_by is not None:
+        _stop(f"stopped on request{_how_to_go_on()}", 128 + outcome.stopped_by)
     if outcome.failure:
         _stop(outcome.failure, 1)
     if outcome.failed:
         _stop(f"{outcome.failed} of {len(outcome.runs)} runs failed; tracebacks lie in {directory / 'logs'}", 1)
+    if outcome.closed is Close.OUT_OF_DISK:
+        _stop(f"stopped for want of disk space: make some{_how_to_go_on()}", 1)
 
 
 @_command("fat-ray run studies/quickstart.yaml --set freeze.policy=none --workers 2 --seed 1")
@@ -249,30 +284,15 @@ def run(
 
     chosen = loaded.spec.seeds[0] if seed is None else seed
     directory = (out or Path(loaded.spec.output)) / f"{loaded.spec.name}-run-s{chosen}"
+    train = functools.partial(run_once, loaded.spec, text=loaded.text, directory=directory, seed=chosen, ray=ray, quiet=quiet)
+    _train_once(directory, lambda: train(command=sys.argv[1:]))
+
+
+def _train_once(directory: Path, train: Callable[[], "RunEnd | None"]) -> None:
+    """Trains a single run and shows how it ended, if there was something left to train."""
     _SESSION.directory = directory
     try:
-        end = run_once(loaded.spec, text=loaded.text, directory=directory, seed=chosen, ray=ray, quiet=quiet, command=sys.argv[1:])
-    except RunFailedError as error:
-        raise RunFailedError(f"{error}; tracebacks lie in {directory / 'logs'}") from error
-    _conclude(directory)
-    if end.status != "completed":
-        _stop(f"the run ended as {end.status}: {end.reason}", 1)
-
-
-@_command("fat-ray resume out/quickstart-run-s0")
-def resume(
-    directory: StudyDirectory,
-    *,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="DDP processes from now on; default: as before.")] = None,
-    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Train under Ray, or in processes of this machine.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Go on with a run that was stopped, failed or was killed, from its newest checkpoint."""
-    from fat_ray.study.single import resume_once
-
-    _SESSION.directory = directory
-    try:
-        end = resume_once(directory, workers=workers, ray=ray, quiet=quiet)
+        end = train()
     except RunFailedError as error:
         raise RunFailedError(f"{error}; tracebacks lie in {directory / 'logs'}") from error
     if end is None:
@@ -281,6 +301,41 @@ def resume(
     _conclude(directory)
     if end.status != "completed":
         _stop(f"the run ended as {end.status}: {end.reason}", 1)
+
+
+@_command("fat-ray resume out/quickstart")
+def resume(
+    directory: StudyDirectory,
+    *,
+    address: Address = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Of a single run: DDP processes from now on; default: as before.")
+    ] = None,
+    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Of a single run: train under Ray, or in processes of this machine.")] = False,
+    quiet: Quiet = False,
+    json: JsonLines = False,
+) -> None:
+    """Go on with a study, or a run, that was interrupted or killed: what had not ended goes on from its newest checkpoint."""
+    from fat_ray.records.manifest import read_manifest
+
+    _SESSION.directory = directory
+    is_run = read_manifest(directory).kind == "run"
+    unfit = {"--address": is_run and address is not None, "--workers": not is_run and workers is not None, "--ray": not is_run and ray}
+    for option in (option for option, given in unfit.items() if given):
+        raise InputError(f"{option} is not for a {'single run' if is_run else 'study'}, which {directory} holds")
+    if is_run:
+        from fat_ray.study.single import resume_once
+
+        _train_once(directory, lambda: resume_once(directory, workers=workers, ray=ray, quiet=quiet))
+        return
+    from fat_ray.study.launch import resume as resume_study
+    from fat_ray.view.document import line_writer
+
+    outcome = resume_study(directory, address=address, quiet=quiet, on_event=line_writer(sys.stdout) if json else None)
+    if outcome is None:
+        typer.echo(f"the study in {directory} is complete; there is nothing to do", err=True)
+    else:
+        _show_outcome(outcome, directory, quiet=quiet, json=json)
 
 
 @_command("fat-ray export out/quickstart-run-s0 --out model.safetensors\n  fat-ray export out/quickstart/t0003-s0 --out best.safetensors")
@@ -298,11 +353,13 @@ def export(
         typer.echo(f"note: {exported.run} is at step {exported.step} of {exported.steps}", err=True)
 
 
-def _conclude(directory: Path) -> None:
-    """The end of a study or run: the comparison, and where everything lies."""
+def _conclude(directory: Path, *, shown: bool = True) -> None:
+    """The end of a study or run: the report, and unless something else stands on stdout the comparison and where everything lies."""
     from fat_ray.analysis.report import write_report
 
     report_path = write_report(directory)
+    if not shown:
+        return
     text, damage = comparing.comparison_text([directory])
     _print(text)
     _note(damage)
@@ -328,8 +385,12 @@ def compare(  # noqa: PLR0913 - an argument per option
     rows: comparing.RowsOption = comparing.Rows.ALL,
     limit: comparing.Limit = None,
     search: comparing.Search = False,
+    replay_: replaying.Check = False,
 ) -> None:
     """Compare runs and settings of studies: metrics, costs, and over seeds how sure a difference is."""
+    if replay_:
+        _print(replaying.check_text([Path(place) for place in places], format_))
+        return
     from fat_ray.analysis.compare import Options
 
     conditions = [*where, *([f"status in [{', '.join(status_)}]"] if status_ else [])]
@@ -350,6 +411,34 @@ def compact(directory: StudyDirectory) -> None:
     _note(f"{run_} stays as it is: {reason}" for run_, reason in done.kept.items())
 
 
+@_command("fat-ray replay out/quickstart --set freeze.threshold=-1:0:0.1 --set freeze.every=[4,8] --sort mean_active")
+def replay(
+    place: replaying.Place,
+    *,
+    values: replaying.Values = [],  # noqa: B006
+    run_: replaying.Run = None,
+    format_: replaying.FormatOption = replaying.ReplayFormat.TABLE,
+    sort: replaying.Sort = "mean_active",
+    limit: replaying.Limit = 40,
+) -> None:
+    """Tell from the recorded drift of one run what other settings would have frozen, and when; nothing is trained."""
+    _print(replaying.replay_text(place, run_, values, format_, sort, limit))
+
+
+@_command("fat-ray rerun out/quickstart t0003-s0")
+def rerun(
+    directory: StudyDirectory, run_: replaying.Recorded, *, out: replaying.RerunOut = None, json: AsJson = False, quiet: Quiet = False
+) -> None:
+    """Train a recorded run again on this machine, and say whether it came out equal to the bit, or what differs."""
+    from fat_ray.study.rerun import as_json, as_text
+    from fat_ray.study.rerun import rerun as repeat
+
+    found = repeat(directory, run_, out, quiet=quiet, command=sys.argv[1:])
+    _print(as_json(found) if json else as_text(found))
+    if not found.is_equal:
+        raise typer.Exit(1)
+
+
 @_command("fat-ray report out/quickstart")
 def report(place: StudyPlace) -> None:
     """Write the HTML report of a study, and print its path."""
@@ -358,13 +447,23 @@ def report(place: StudyPlace) -> None:
     _print(write_report(place))
 
 
-@_command("fat-ray status out/quickstart")
-def status(place: StudyPlace, *, json: AsJson = False) -> None:
-    """Show how the runs of a study stand; also while it runs."""
-    from fat_ray.analysis.status import as_json, as_text, read_status
+@_command("fat-ray status out/quickstart --watch")
+def status(
+    place: StudyPlace,
+    *,
+    json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every few seconds until the study is over.")] = False,
+) -> None:
+    """Show how a study stands: while it runs, here or elsewhere, and after it."""
+    from fat_ray.analysis.status import as_json, read_status
 
-    state = read_status(place)
-    _print(as_json(state) if json else as_text(state))
+    if json:
+        _print(as_json(read_status(place), place))
+        return
+    from fat_ray.analysis.follow import follow, show
+
+    with _writing_stdout():
+        follow(place) if watch else show(place)
 
 
 @_command("fat-ray doctor --out results")

@@ -1,4 +1,6 @@
-"""What a run emits, in order: RunStart, then Step, Eval, Drift and Freeze as they happen, then RunEnd; Resumption when it goes on.
+"""What a run emits, in order: RunStart, then Step, Eval, Drift, Freeze and Notice as they happen, then RunEnd; Resumption when it goes on.
+
+Layers comes once, after the first step.
 
 Events are plain frozen dataclasses without arrays or tensors, so that every sink can use them without torch. A sequence
 field that says "per group" is aligned with `RunStart.groups`; a group's position in that list is its id everywhere.
@@ -54,6 +56,7 @@ class RunStart:
         environment: Git commit, versions, world size, device, host (see records/environment.py).
         groups: All groups in network order.
         started_at: UTC.
+        follow: The schedule that the run is told to follow, as (step, active elements after the event); None: none.
     """
 
     run: str
@@ -67,6 +70,7 @@ class RunStart:
     environment: Mapping[str, Any]
     groups: Sequence[GroupInfo]
     started_at: datetime
+    follow: Sequence[tuple[int, int]] | None = None
 
     @property
     def total_elements(self) -> int:
@@ -129,6 +133,20 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Layers:
+    """What the forward of each layer costs, from which the costs of schedules can be estimated that were never trained.
+
+    Attributes:
+        layers: Paths of the modules that own weights, in the order in which a step first uses one of these; None for products without
+            a weight, as in attention, between them.
+        flops_forward: Per entry, operations of the forward over the global batch in the first step; 0 for layers without products.
+    """
+
+    layers: Sequence[str | None]
+    flops_forward: Sequence[float]
+
+
+@dataclass(frozen=True)
 class Eval:
     """Metrics of one whole evaluation set after `step` optimizer steps, at least one.
 
@@ -181,6 +199,8 @@ class Freeze:
         threshold: The score below which groups froze; None for policies without one.
         limited_by: ``floor`` or ``cap`` when a limit kept groups active that were below the threshold, else empty.
         decide_s: Seconds from scores to frozen groups on rank 0.
+        frontier: Path of the first layer in network order with an active entry: those before it run without autograd. None while nothing
+            is frozen.
     """
 
     step: int
@@ -192,6 +212,22 @@ class Freeze:
     threshold: float | None
     limited_by: str
     decide_s: float
+    frontier: str | None = None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something about a run that its reader should know, in words.
+
+    Attributes:
+        step: Optimizer steps done.
+        topic: What it is about: ``prefix``, the memory of what the frozen prefix returns.
+        text: A sentence.
+    """
+
+    step: int
+    topic: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -232,4 +268,4 @@ class RunEnd:
     peak_memory_bytes: int | None = None
 
 
-Event = RunStart | Resumption | Step | Eval | Drift | Freeze | RunEnd
+Event = RunStart | Resumption | Layers | Step | Eval | Drift | Freeze | Notice | RunEnd

@@ -14,18 +14,17 @@ from typing import Any, Literal
 
 import polars as pl
 
-from fat_ray.analysis import text
 from fat_ray.analysis.measure import Measure, check_known, measure_of
-from fat_ray.analysis.pareto import front_ranks
 from fat_ray.analysis.query import Condition, Fields, Order, matching, parse_condition, parse_order, sorted_by, spec_columns
 from fat_ray.analysis.read import Study, collect, open_studies, scan, tolerantly
 from fat_ray.analysis.runs import COMPARED_COSTS, RUN_COLUMNS, RUN_KEY, against, check_final, measured, started
 from fat_ray.analysis.seeds import seed_statistics
 from fat_ray.errors import InputError
 from fat_ray.records.place import Place
-from fat_ray.rules import compromise
+from fat_ray.rules import compromise, front_ranks
 from fat_ray.spec.path import shorten
 from fat_ray.spec.study import Objective, shown_objective
+from fat_ray.view import text
 
 FULL = "none"
 """Label of the baseline that trains all parameters."""

@@ -4,11 +4,11 @@ from typing import Any
 
 import polars as pl
 
-from fat_ray.analysis import text
 from fat_ray.analysis.compare import Comparison
 from fat_ray.analysis.seeds import BASELINE, BETTER, NO_PAIRS, NOT_SHOWN, NOT_WORSE, TOO_FEW, WITHIN, WORSE
 from fat_ray.analysis.statistics import ALPHA, RESAMPLES, smallest_p
 from fat_ray.analysis.table import difference_text, measure_name
+from fat_ray.view import text
 
 Row = dict[str, Any]
 _SHOWN = 5  # settings that a sentence names

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fat_ray.analysis import text
 from fat_ray.analysis.interaction import Interaction
 from fat_ray.analysis.table import Column, Row, TextRow, TextTable, TitledTable, p_text
+from fat_ray.view import text
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ import re
 import sys
 from collections.abc import Sequence
 
-from fat_ray.analysis import text
 from fat_ray.analysis.compare import Comparison
 from fat_ray.analysis.insight import SearchInsight, insight_tables
 from fat_ray.analysis.render import explanations, said
 from fat_ray.analysis.table import FRONT, MEAN_ACTIVE, PARTIAL, Rows, TextTable, TitledTable, tables
+from fat_ray.view import text
 
 _LATEX = {
     "\\": r"\textbackslash{}",

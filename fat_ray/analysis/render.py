@@ -12,13 +12,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fat_ray.analysis import text
 from fat_ray.analysis.compare import FULL, Comparison
 from fat_ray.analysis.conclusions import conclusions
 from fat_ray.analysis.insight import SearchInsight, insight_tables, sentences
 from fat_ray.analysis.insight import as_document as insight_document
 from fat_ray.analysis.statistics import ALPHA, CONFIDENCE, RESAMPLES
 from fat_ray.analysis.table import FRONT, MEAN_ACTIVE, PARTIAL, Rows, TextTable, tables
+from fat_ray.view import text
 
 JSON_VERSION = 1
 """Raised when a key of the JSON document changes its meaning or goes; new keys do not raise it."""

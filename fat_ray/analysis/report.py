@@ -13,12 +13,13 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fat_ray.analysis import plots, series, text, theme, words
+from fat_ray.analysis import plots, series, theme, words
 from fat_ray.analysis.compare import Comparison, compare_studies
 from fat_ray.analysis.read import open_studies, tolerantly
 from fat_ray.analysis.render import explanations
 from fat_ray.analysis.table import run_table, seed_table, seed_title, setting_table
 from fat_ray.errors import InputError
+from fat_ray.view import text
 
 REPORT = "report.html"
 

@@ -7,8 +7,8 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
-from fat_ray.analysis import text
 from fat_ray.analysis.compare import FULL, Comparison
+from fat_ray.view import text
 
 Row = dict[str, Any]
 PARTIAL = "†"

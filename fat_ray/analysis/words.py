@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from fat_ray.analysis import text
 from fat_ray.analysis.compare import FULL, Comparison
 from fat_ray.analysis.conclusions import limits, seed_by_seed
+from fat_ray.view import text
 
 Row = dict[str, Any]
 

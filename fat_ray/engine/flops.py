@@ -12,9 +12,9 @@ mixtures of experts) is counted as it was in the watched step.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fat_ray.freeze.prefix import PrefixMemory
 from fat_ray.tasks.base import Batch
 
 _aten = torch.ops.aten
@@ -51,26 +52,40 @@ class Flops:
 class FlopMeter:
     """Knows what the forward and backward of a step cost on this rank.
 
+    Where outputs of a frozen prefix are remembered, what was not computed is not counted, and what was computed once more to try it out is.
+    Watched steps compute everything.
+
     Args:
         model: The network, not its DDP wrapper.
+        memory: What is remembered; None: nothing.
+
+    Attributes:
+        step: What the last step cost.
+        layers: What the forward of the last step that was watched cost, as in `events.Layers`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._known: dict[tuple[torch.Size, ...], Flops] = {}
+    def __init__(self, model: nn.Module, memory: PrefixMemory | None = None) -> None:
+        self._model, self._memory = model, memory
+        self._known: dict[tuple[torch.Size, ...], tuple[Flops, Mapping[nn.Module, float]]] = {}
         self.step = Flops()
+        self.layers: list[tuple[str | None, float]] = []
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
         """Surrounds the forward and backward of a step, after which `step` is what they cost."""
         shapes = tuple(tensor.shape for tensor in batch)
+        recalls = self._memory.recalls if self._memory else []
         if shapes not in self._known:
-            with _Watch(self._model) as watch, watch.modules():
+            computed = self._memory.recomputed() if self._memory else nullcontext()
+            with computed, _Watch(self._model, {recall.body for recall in recalls}) as watch, watch.modules():
                 yield
-            self._known[shapes] = watch.flops()
+            self._known[shapes] = watch.flops(), {module: sum(calls) / len(calls) for module, calls in watch.calls.items()}
+            self.layers = watch.layers
         else:
             yield
-        self.step = self._known[shapes]
+        flops, of_a_call = self._known[shapes]
+        spared = sum(recall.spared * of_a_call.get(recall.body, 0) for recall in recalls)
+        self.step = replace(flops, forward=flops.forward - spared)
 
     def forget(self) -> None:
         """To be called when other tensors are trained than before."""
@@ -78,13 +93,22 @@ class FlopMeter:
 
 
 class _Watch(TorchDispatchMode):
-    """Adds up the operations of everything that runs inside it, the backward of the same thread or of autograd's own included."""
+    """Adds up the operations of everything that runs inside it, the backward of the same thread or of autograd's own included.
+
+    Args:
+        model: Whose parameters are weights.
+        apart: Modules of which each call is also counted by itself, in `calls`.
+    """
 
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, apart: Collection[nn.Module]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._weights = {_memory(parameter) for parameter in model.parameters()}
+        self._apart, self.calls = apart, dict[nn.Module, list[int]]()
+        self._weights: dict[int, str] = {}  # to the module that owns it
+        for name, parameter in model.named_parameters():
+            self._weights.setdefault(_memory(parameter), name.rpartition(".")[0])
+        self.layers: list[tuple[str | None, float]] = []
         self._weight_nodes: set[Any] = set()  # holds the nodes, or another one could take their place in memory
         self._modules_running = 0
         self._forward = self._input_gradient = self._weight_gradient = 0
@@ -103,11 +127,15 @@ class _Watch(TorchDispatchMode):
             entered.remove()
             left.remove()
 
-    def _enter_module(self, *_: Any) -> None:
+    def _enter_module(self, module: nn.Module, *_: Any) -> None:
         self._modules_running += 1
+        if module in self._apart:
+            self.calls.setdefault(module, []).append(-self._forward)
 
-    def _leave_module(self, *_: Any) -> None:
+    def _leave_module(self, module: nn.Module, *_: Any) -> None:
         self._modules_running -= 1
+        if module in self._apart:
+            self.calls[module][-1] += self._forward
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Executes an operation and counts it."""
@@ -120,16 +148,16 @@ class _Watch(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
-        self._follow_weights([*args, *kwargs.values()], out)
-        if formula is None:
+        layers = self._follow_weights([*args, *kwargs.values()], out)
+        if formula is None and not layers:
             return out
+        flops = 0 if formula is None else formula(*args, **kwargs, out_val=out)
         if operation is _aten.convolution_backward:
             self._count_convolution_backward(args, out)
         elif self._in_backward():
-            self._count_backward(formula(*args, **kwargs, out_val=out), args)
+            self._count_backward(flops, args)
         else:
-            self._forward += formula(*args, **kwargs, out_val=out)
-            self._weight_nodes |= {operand.grad_fn for operand in _tensors(args) if self._is_weight(operand)}
+            self._count_forward(flops, args, layers)
         return out
 
     def _in_backward(self) -> bool:
@@ -139,13 +167,39 @@ class _Watch(TorchDispatchMode):
     def _is_weight(self, tensor: Tensor) -> bool:
         return _memory(tensor) in self._weights
 
-    def _follow_weights(self, given: list[Any], out: Any) -> None:
-        """What is computed from weights alone (views, casts, normalised weights) is a weight; memory that is used anew is not."""
+    def _follow_weights(self, given: list[Any], out: Any) -> list[str]:
+        """What is computed from weights alone (views, casts, normalised weights) is a weight; memory that is used anew is not.
+
+        Returns:
+            The layers whose weights are used on something else, that of the largest weight first.
+        """
         operands, made = _tensors(given), _tensors([out])
-        if operands and all(self._is_weight(operand) for operand in operands):
-            self._weights.update(_memory(tensor) for tensor in made)
+        weights = sorted((operand for operand in operands if self._is_weight(operand)), key=lambda weight: -weight.numel())
+        layers = [self._weights[_memory(weight)] for weight in weights]
+        alone = 0 < len(weights) == len(operands)
+        for memory in map(_memory, made):
+            if alone:
+                self._weights[memory] = layers[0]
+            else:
+                self._weights.pop(memory, None)
+        return [] if alone else layers
+
+    def _count_forward(self, flops: int, args: Any, layers: list[str]) -> None:
+        """Adds to the layer, at the place of its first use; products without a weight that follow each other are one place."""
+        self._forward += flops
+        if flops:
+            self._weight_nodes |= {operand.grad_fn for operand in _tensors(args) if self._is_weight(operand)}
+        self._add(layers[0] if layers else None, flops)
+        for other in layers[1:]:
+            self._add(other, 0)
+
+    def _add(self, layer: str | None, flops: int) -> None:
+        candidates = range(len(self.layers)) if layer is not None else range(len(self.layers))[-1:]
+        place = next((place for place in candidates if self.layers[place][0] == layer), None)
+        if place is None:
+            self.layers.append((layer, float(flops)))
         else:
-            self._weights.difference_update(_memory(tensor) for tensor in made)
+            self.layers[place] = layer, self.layers[place][1] + flops
 
     def _count_backward(self, flops: int, args: Any) -> None:
         """A product with a weight leads to the input; one without to the weight, where there is one."""

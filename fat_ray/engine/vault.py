@@ -108,6 +108,20 @@ def remove(checkpoint: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
+def forget(directory: str | Path, run: str) -> None:
+    """Removes all checkpoints of a run, and what an earlier call that was killed left; their names go first.
+
+    Raises:
+        OSError: They are still there.
+    """
+    place = _place(directory, run)
+    gone = place.with_name(f".{run}.gone.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    if place.exists():
+        place.rename(gone)
+        shutil.rmtree(gone)
+
+
 class NewerCheckpointError(RecordError):
     """A checkpoint that this program is too old to read."""
 

@@ -20,25 +20,19 @@ class FisherDrift(Policy):
 
     def __init__(self, spec: FreezeSpec, *, bury_dead: bool = False) -> None:
         self._spec, self._bury_dead = spec, bury_dead
+        self._rule = rules.DriftRule(spec.threshold, spec.floor, spec.cap, spec.confidence)
 
     def is_due(self, step: int) -> bool:
         """Every n steps after the warm-up; at step 0 only to freeze groups without Fisher."""
-        if step == 0:
-            return self._bury_dead
-        return step >= self._spec.warmup_steps and step % self._spec.every == 0
+        return self._bury_dead if step == 0 else bool(rules.drift_is_due(step, self._spec.every, self._spec.warmup_steps))
 
     def decide(self, observation: Observation) -> Decision:
-        """See `rules.threshold` and `rules.select`; without any score nothing freezes and there is no threshold."""
+        """See `rules.decide_by_drift`; without any score nothing freezes and there is no threshold."""
         if observation.step == 0:
             return Decision(observation.active & observation.dead)
-        eligible = observation.active & np.isfinite(observation.scores)
-        if not eligible.any():
-            return Decision(np.zeros_like(observation.active))
-        tau = rules.threshold(observation.scores, eligible, self._spec.threshold)
-        confidence = self._spec.confidence
-        upper = observation.scores + confidence * observation.errors if confidence else observation.scores
-        chosen = rules.select(upper, observation.active, observation.elements, tau, floor=self._spec.floor, cap=self._spec.cap)
-        return Decision(chosen.freeze, tau, chosen.limited_by)
+        chosen = rules.decide_by_drift(observation.scores, observation.errors, observation.active, observation.elements, self._rule)
+        tau = float(chosen.threshold)
+        return Decision(chosen.freeze, tau if np.isfinite(tau) else None, str(chosen.limited_by))
 
 
 class GradientNorm(Policy):

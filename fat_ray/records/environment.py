@@ -12,22 +12,24 @@ _PACKAGES = ("torch", "ray", "optuna", "numpy", "pyarrow", "wandb")
 _GIT_TIMEOUT_S = 5.0
 
 
-def capture(*, world_size: int, device: str) -> dict[str, Any]:
+def capture(*, world_size: int, device: str, processor: str = "") -> dict[str, Any]:
     """The environment of this process as plain JSON types.
 
     Args:
         world_size: Number of workers of the run.
         device: What they train on, such as ``cpu`` or ``cuda``.
+        processor: Its kind: name of the GPU, or the instructions that torch uses on the CPU, such as ``AVX512``; empty: not known.
 
     Returns:
         `git_commit` and `git_dirty` of the working directory (None outside a repository, or without git), `versions` by name,
-        `world_size`, `device`, `platform` and `cpu_count` (logical, of the machine).
+        `world_size`, `device`, `processor`, `platform` and `cpu_count` (logical, of the machine).
     """
     return {
         **git_state(),
         "versions": {"python": platform.python_version(), "fat_ray": __version__, **{name: _version(name) for name in _PACKAGES}},
         "world_size": world_size,
         "device": device,
+        "processor": processor,
         "platform": f"{platform.system()}-{platform.machine()}",
         "cpu_count": os.cpu_count(),
     }

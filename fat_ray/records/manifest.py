@@ -53,6 +53,8 @@ class Manifest(Strict):
     format: Literal["fat_ray study"] = "fat_ray study"
     schema_version: str = SCHEMA_VERSION
     """Version of the records, see docs/records.md."""
+    kind: Literal["study", "run"] = "study"
+    """``run``: a single run of the base settings, made by ``fat-ray run``."""
     name: Name
     launch: str
     """Random and unique for each launch: part of the ids of its W&B runs."""
@@ -71,7 +73,13 @@ class Manifest(Strict):
 
 
 def create_study(
-    directory: str | Path, spec: StudySpec, text: str, *, command: Sequence[str] = (), min_free_bytes: int = MIN_FREE_BYTES
+    directory: str | Path,
+    spec: StudySpec,
+    text: str,
+    *,
+    command: Sequence[str] = (),
+    kind: Literal["study", "run"] = "study",
+    min_free_bytes: int = MIN_FREE_BYTES,
 ) -> Manifest:
     """Makes a new study's directory with `study.yaml`, `study.json` and an empty `records/`; leaves nothing behind when it fails.
 
@@ -80,6 +88,7 @@ def create_study(
         spec: The resolved study.
         text: The study file as written.
         command: Arguments of the command line, without the program's name.
+        kind: See `Manifest`.
         min_free_bytes: What must be free at `directory`.
 
     Raises:
@@ -93,6 +102,7 @@ def create_study(
     _check_unused(directory)
     _check_space(directory, min_free_bytes)
     manifest = Manifest(
+        kind=kind,
         name=spec.name,
         launch=secrets.token_hex(4),
         created_at=datetime.now(UTC),

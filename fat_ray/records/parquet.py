@@ -78,7 +78,8 @@ class ParquetSink:
         Raises:
             RecordError: A part cannot be written, or what must be taken back is compacted already, as only runs are that ended for good.
         """
-        begun = bool(read_table(self._directory, "runs", self._run).num_rows)
+        # Without groups it broke before it had any, and somebody else wrote its start (`study.verdict.record_end`).
+        begun = all(read_table(self._directory, table, self._run).num_rows for table in ("groups", "runs"))
         kept = ("groups", "runs", "resumptions") if begun else ("resumptions",)
         tables = [table for table in reversed(TABLES) if table not in kept]
         if any(num_compacted(self._directory, table, self._run) > position.get(table, 0) for table in tables):

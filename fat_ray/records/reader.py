@@ -192,6 +192,7 @@ def run_start(directory: str | Path, run: str) -> RunStart:
             for group in groups[len(groups) - row["num_groups"] :]
         ],
         started_at=row["started_at"].astimezone(UTC),
+        follow=None if row["follow_json"] is None else [(step, active) for step, active in json.loads(row["follow_json"])],
     )
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import pyarrow as pa
 
 from fat_ray.errors import RecordError
-from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, Resumption, RunEnd, RunStart, Step
+from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, Layers, Notice, Resumption, RunEnd, RunStart, Step
 from fat_ray.records.redact import scrub
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """major.minor: a reader refuses a newer major and ignores columns of a newer minor."""
 
 
@@ -74,11 +74,14 @@ TABLES: dict[str, pa.Schema] = {
         ("num_groups", pa.int32()),
         ("total_elements", pa.int64()),
         ("started_at", _TIME),
+        ("follow_json", pa.string()),
     ),
     # One row each time that the run went on after an interruption.
     "resumptions": _schema(
         "resumptions", ("step", pa.int32()), ("environment_json", pa.string()), ("note", pa.string()), ("resumed_at", _TIME)
     ),
+    # One row per layer, in the order in which the first step used them, written after it; layer is null for products without a weight.
+    "layers": _schema("layers", ("place", pa.int32()), ("layer", pa.string()), ("flops_forward", pa.float64())),
     "steps": _schema(
         "steps",
         ("step", pa.int32()),
@@ -131,7 +134,10 @@ TABLES: dict[str, pa.Schema] = {
         ("threshold", pa.float64()),
         ("limited_by", pa.string()),
         ("decide_s", pa.float64()),
+        ("frontier", pa.string()),
     ),
+    # What a reader should know, in words.
+    "notices": _schema("notices", ("step", pa.int32()), ("topic", pa.string()), ("text", pa.string())),
     # One row per run, written when it ends, however it ends.
     "ends": _schema(
         "ends",
@@ -158,11 +164,13 @@ ROW_KEYS = {
     "groups": ("group",),
     "runs": (),
     "resumptions": ("resumed_at",),
+    "layers": ("place",),
     "steps": ("step",),
     "evals": ("step", "split", "metric"),
     "drift": ("update", "group"),
     "freezes": ("group",),
     "events": ("event",),
+    "notices": ("step", "topic", "text"),
     "ends": (),
 }
 """What a row is about, besides its run: a run that was started again writes it again, and the later row counts."""
@@ -184,6 +192,8 @@ def columns(event: Event, start: RunStart) -> Iterator[tuple[str, Columns]]:
         case Resumption():
             values = {name: value for name, value in vars(event).items() if name != "environment"}
             yield "resumptions", _row({**values, "environment_json": to_json(event.environment)})
+        case Layers():
+            yield "layers", {"place": range(len(event.layers)), "layer": event.layers, "flops_forward": event.flops_forward}
         case Step():
             yield "steps", _row({**vars(event), "flops": event.flops})
         case Eval():
@@ -192,6 +202,8 @@ def columns(event: Event, start: RunStart) -> Iterator[tuple[str, Columns]]:
             yield "drift", _drift_columns(event, len(start.groups))
         case Freeze():
             yield from _freeze_columns(event, start.groups)
+        case Notice():
+            yield "notices", _row(vars(event))
         case RunEnd():
             yield "ends", _end_columns(event)
 
@@ -227,6 +239,7 @@ def _start_columns(start: RunStart) -> Iterator[tuple[str, Columns]]:
                 "num_groups": len(start.groups),
                 "total_elements": start.total_elements,
                 "started_at": start.started_at,
+                "follow_json": None if start.follow is None else json.dumps([list(event) for event in start.follow]),
             }
         ),
     )

@@ -8,7 +8,7 @@ from fat_ray.records.environment import capture
 from fat_ray.spec.job import RunJob
 
 
-def start_of(job: RunJob, groups: Sequence[GroupInfo], *, world_size: int, device: str) -> RunStart:
+def start_of(job: RunJob, groups: Sequence[GroupInfo], *, world_size: int, device: str, processor: str = "") -> RunStart:
     """How a job starts, now and in the environment of this process.
 
     Args:
@@ -16,6 +16,7 @@ def start_of(job: RunJob, groups: Sequence[GroupInfo], *, world_size: int, devic
         groups: All groups in network order; none for a run that broke before its network was built.
         world_size: Number of workers.
         device: What they train on, such as ``cpu`` or ``cuda``.
+        processor: Its kind, as in `environment.capture`.
     """
     return RunStart(
         run=job.run,
@@ -26,7 +27,8 @@ def start_of(job: RunJob, groups: Sequence[GroupInfo], *, world_size: int, devic
         label=job.label,
         params=job.params,
         spec=job.spec.model_dump(mode="json"),
-        environment=capture(world_size=world_size, device=device),
+        environment=capture(world_size=world_size, device=device, processor=processor),
         groups=groups,
         started_at=datetime.now(UTC),
+        follow=job.follow,
     )

@@ -173,6 +173,18 @@ def test_sliced_layers_compute_the_weight_gradient_of_what_is_active(dim: int, b
     assert total(flops) == counted(lambda: step(IMAGES).sum().backward())
 
 
+def test_pointwise_convolutions_in_channels_last_and_small_depthwise_ones_cost_what_they_compute() -> None:
+    """The former the runs alone, by products of matrices; the latter all of it, in one go."""
+    x = IMAGES.contiguous(memory_format=torch.channels_last)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, groups=8)).to(memory_format=torch.channels_last)
+    whole = measured(model, x)
+    for layer in model[1:]:
+        slice_layer(layer, {"weight": Cut(0, ((2, 4), (5, 6)))})
+    flops = measured(model, x)
+    assert (flops.forward, flops.input_gradient) == (whole.forward, whole.input_gradient)
+    assert whole.weight_gradient - flops.weight_gradient == 2 * 2 * 8 * 8 * 256 * 5 / 8
+
+
 def test_the_generic_form_of_slicing_computes_the_whole_weight_gradient() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 8, 3))
     whole = measured(model)
@@ -252,3 +264,62 @@ def test_nothing_stays_behind_when_a_step_breaks() -> None:
     assert not nn.modules.module._global_forward_hooks
     assert not nn.modules.module._global_forward_pre_hooks
     assert meter.step == Flops()
+
+
+def layers(model: nn.Module, x: Tensor = IMAGES, run: Callable[[Tensor], Tensor] | None = None) -> list[tuple[str | None, float]]:
+    meter = FlopMeter(model)
+    with meter.watch((x,)):
+        (run or model)(x).sum().backward()
+    assert sum(flops for _, flops in meter.layers) == meter.step.forward
+    return meter.layers
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_forwards_are_told_layer_by_layer_in_the_order_of_first_use(bf16: bool, plain_attention: None) -> None:
+    model = Transformer()
+
+    def run(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return model(x)
+
+    rows = 2 * 2 * TOKENS * WIDTH
+    scores = 2 * 2 * 2 * TOKENS * TOKENS * WIDTH  # queries with keys, and weights with values
+    assert layers(model, run=run) == [
+        ("patch", rows * 48),
+        ("", 0),
+        ("attention.qkv", rows * 3 * WIDTH),
+        (None, scores),
+        ("attention.proj", rows * WIDTH),
+        ("encoder.self_attn", rows * 3 * WIDTH),
+        (None, scores),
+        ("encoder.self_attn.out_proj", rows * WIDTH),
+        ("encoder.norm1", 0),
+        ("encoder.linear1", rows * 2 * WIDTH),
+        ("encoder.linear2", rows * 2 * WIDTH),
+        ("encoder.norm2", 0),
+        (None, scores),
+        ("head.parametrizations.weight", rows * 4),
+        ("head", 0),
+    ]
+
+
+class Twice(nn.Module):
+    """A layer that is used again after another one, and its weight by a second module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.tied = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.tied.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tied(self.second(self.first(x)))
+
+
+def test_a_layer_that_is_used_again_keeps_its_first_place() -> None:
+    assert layers(Twice(), torch.randn(2, 8)) == [("first", 2 * 256), ("second", 256), ("tied", 0)]
+
+
+def test_a_computed_again_forward_keeps_its_places() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    again = layers(model, torch.randn(2, 8), run=lambda x: checkpoint(model, x, use_reentrant=False))
+    assert again == [("0", 512), ("1", 256)]  # torch computes again what it must

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, Resumption, RunEnd, RunStart, Status, Step
+from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, Layers, Notice, Resumption, RunEnd, RunStart, Status, Step
 from fat_ray.records.parquet import ParquetSink
 from fat_ray.spec.run import RunSpec
 from fat_ray.spec.study import as_json
@@ -29,6 +29,7 @@ def start(run: str = "t0003-s0", *, groups: list[GroupInfo] = GROUPS) -> RunStar
         environment={"git_commit": None, "versions": {"torch": "2.13.0"}, "world_size": 2},
         groups=groups,
         started_at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
+        follow=[(4, 449), (8, 17)],
     )
 
 
@@ -59,6 +60,7 @@ def body() -> list[Event]:
     return [
         Eval(0, "val", {"f1": 0.125, "loss": 0.75}, eval_s=0.5),
         step(0),
+        Layers(["stem", "norm", None, "head"], [3e8, 0.0, 0.5e8, 0.5e8]),
         Drift(0, 0, [None] * 4, [None] * 4, [None] * 4, [None] * 4, [True] * 4),
         step(1, loss=0.4),
         Freeze(1, 0, [], 0, 481, 4, threshold=0.05, limited_by="floor", decide_s=0.001),
@@ -72,7 +74,8 @@ def body() -> list[Event]:
             [0.01, 0.03, None, 0.05],
             [True, True, False, True],
         ),
-        Freeze(2, 1, [2], 32, 449, 3, threshold=None, limited_by="", decide_s=0.002),
+        Freeze(2, 1, [2], 32, 449, 3, threshold=None, limited_by="", decide_s=0.002, frontier="norm"),
+        Notice(2, "prefix", "outputs of stem are remembered; norm is active"),
         step(3, loss=0.2),
         step(4, loss=float("nan")),
         Eval(5, "val", {"f1": 0.5, "loss": float("nan")}, eval_s=0.5),
@@ -104,9 +107,9 @@ def write_run(directory: Path, run: str = "t0003-s0", *, ended: RunEnd | None = 
     """Writes a whole run with two flushes; the second ends it."""
     sink = ParquetSink(directory, run)
     events = body()
-    for event in [start(run), *events[:6]]:
+    for event in [start(run), *events[:7]]:
         sink.emit(event)
     sink.flush()
-    for event in [*events[6:], ended if ended is not None else end()]:
+    for event in [*events[7:], ended if ended is not None else end()]:
         sink.emit(event)
     sink.close()

@@ -1,13 +1,17 @@
 """Studies from Python: the checks of study files, and the records of a study that ran."""
 
+from enum import StrEnum
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fat_ray
 from fat_ray.api import search_insights
-from fat_ray.errors import RecordError, SpecError
+from fat_ray.errors import OutputError, RecordError, SpecError
 from fat_ray.spec.load import load_study
+from fat_ray.spec.run import FreezeSpec, TrainSpec
+from fat_ray.spec.study import Objective
 from tests.support.studies import FakeRun, study_spec, write_study
 
 
@@ -26,9 +30,43 @@ def test_all_problems_at_once() -> None:
     assert "train.stops" in str(caught.value)
 
 
-def test_values_that_no_file_could_hold_are_refused() -> None:
-    with pytest.raises(SpecError, match="no plain one"):
-        fat_ray.Study(name="mine", train={"steps": object()})
+def test_values_that_no_file_could_hold_are_refused_by_their_place() -> None:
+    with pytest.raises(SpecError) as caught:
+        fat_ray.Study(name="mine", train={"steps": object()}, seeds=[0, {1}])
+    assert str(caught.value).splitlines() == [
+        "Study(...): 2 problems",
+        "  train.steps: is a object; a study holds numbers, text, paths, lists and mappings",
+        "  seeds[1]: is a set; a study holds numbers, text, paths, lists and mappings",
+    ]
+
+
+class Policy(StrEnum):
+    NONE = "none"
+
+
+def test_the_types_of_python_programs_are_taken_for_what_they_mean(tmp_path: Path) -> None:
+    study = fat_ray.Study(
+        name="mine",
+        train=TrainSpec(steps=7),
+        fisher={"every": np.int64(3)},
+        freeze={"policy": Policy.NONE, "threshold": np.float32(-0.5)},
+        search={"drift.bins": {"type": "categorical", "choices": (16, 32)}},
+        objectives=(Objective(metric="val/f1", direction="maximize"),),
+        seeds=range(3),
+        baselines=(),
+        output=tmp_path / "results",
+    )
+    spec = study.spec
+    assert (spec.train.steps, spec.fisher.every, spec.freeze.policy, spec.freeze.threshold) == (7, 3, "none", -0.5)
+    assert (spec.seeds, spec.baselines, [goal.metric for goal in spec.objectives]) == ([0, 1, 2], [], ["val/f1"])
+    assert study.directory == tmp_path / "results" / "mine"
+    (tmp_path / "mine.yaml").write_text(study._loaded.text)  # what is kept beside the records is a study file
+    assert fat_ray.Study.from_yaml(tmp_path / "mine.yaml").spec == spec
+
+
+def test_a_section_object_leaves_the_rest_to_the_preset() -> None:
+    study = fat_ray.Study(name="mine", preset="paper", freeze=FreezeSpec(every=5))
+    assert (study.spec.freeze.every, study.spec.freeze.threshold) == (5, -0.9)
 
 
 def test_results_are_those_of_the_directory(tmp_path: Path) -> None:
@@ -39,6 +77,42 @@ def test_results_are_those_of_the_directory(tmp_path: Path) -> None:
     write_study(study.directory, [FakeRun("t0000-s0", trial=0, f1=0.5)])
     assert study.runs().equals(study.compare().runs)
     assert study.runs()["run"].to_list() == ["t0000-s0"]
+
+
+def test_best_and_front_are_those_of_the_comparison(tmp_path: Path) -> None:
+    study = fat_ray.Study(name="mine", output=str(tmp_path))
+    runs = [FakeRun("t0000-s0", trial=0, f1=0.5, frozen=0.2), FakeRun("t0001-s0", trial=1, f1=0.7, frozen=0.5)]
+    write_study(study.directory, runs)
+    assert study.trials()["setting"].to_list() == ["trial 1", "trial 0"]
+    assert study.front()["setting"].to_list() == ["trial 1"]
+    best = study.best()
+    assert best is not None
+    assert best["setting"] == "trial 1"
+    assert [trial.name for trial in study.status().front] == ["t0001"]
+
+
+def test_a_notebook_shows_what_a_study_will_do_and_then_how_it_stands(tmp_path: Path) -> None:
+    study = fat_ray.Study(name="mine", search={"freeze.threshold": {"type": "float", "low": -1, "high": 0}})
+    study.directory = tmp_path / "mine"
+    page = study._repr_html_()
+    assert "mine, not launched yet" in page
+    assert "freeze.threshold" in page
+    assert "maximize val/f1, minimize mean_active" in page
+    write_study(study.directory, [FakeRun("t0000-s0", trial=0, f1=0.5)])
+    page = study._repr_html_()
+    assert page.startswith("<pre")
+    assert "t0000" in page
+    assert "Pareto front" in page
+
+
+@pytest.mark.cpu_limit(5)  # imports torch
+def test_launching_twice_is_one_clear_exception(tmp_path: Path) -> None:
+    study = fat_ray.Study(name="mine", task={"name": "tests.support.tiny_task:make_task"}, output=tmp_path, wandb={"mode": "disabled"})
+    study.directory.mkdir()
+    (study.directory / "study.json").write_text("{}")
+    with pytest.raises(OutputError, match="mine already holds a study; choose another directory"):
+        study.launch()
+    assert (study.directory / "study.json").read_text() == "{}"
 
 
 @pytest.mark.cpu_limit(5)  # imports Optuna and scipy.stats

@@ -1,5 +1,7 @@
 """The decision mathematics against closed forms, and its promises under random input."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -94,6 +96,107 @@ def test_limits_hold_whatever_the_scores(
     assert frozen == 0 or elements[active].sum() - frozen >= floor * elements.sum()
     assert (scores[chosen.freeze] < tau).all()
     assert not active.any() or (active & ~chosen.freeze).any()
+
+
+class One(NamedTuple):
+    """One decision to take, alone or as one row of many."""
+
+    scores: rules.Floats
+    errors: rules.Floats
+    active: rules.Bools
+    strength: float
+    floor: float
+    cap: float
+    confidence: float
+
+    def rule(self) -> rules.DriftRule:
+        return rules.DriftRule(self.strength, self.floor, self.cap, self.confidence)
+
+
+@st.composite
+def decisions(draw: st.DrawFn) -> tuple[rules.Ints, list[One]]:
+    """Decisions over the same groups; equal scores, unknown ones and unknown errors included."""
+    size = draw(st.integers(1, 30))
+    score = st.floats(-1, 1) | st.sampled_from([0.0, 0.25, np.nan])
+    row = st.builds(
+        One,
+        arrays(np.float64, size, elements=score),
+        arrays(np.float64, size, elements=st.floats(0, 1) | st.just(np.inf)),
+        arrays(np.bool_, size),
+        st.floats(-3, 3),
+        st.floats(0, 1),
+        st.floats(0.01, 1),
+        st.sampled_from([0.0, 0.5, 2.0]),
+    )
+    return draw(arrays(np.int64, size, elements=st.integers(1, 10_000))), draw(st.lists(row, min_size=1, max_size=8))
+
+
+def one_by_one(given: One, elements: rules.Ints) -> tuple[list[int], float, str]:
+    """The decision in words: lowest first, group by group."""
+    eligible = given.active & np.isfinite(given.scores)
+    if not eligible.any():
+        return [], -np.inf, ""
+    tau = given.scores[eligible].mean() + given.strength * given.scores[eligible].std()
+    upper = given.scores + given.confidence * given.errors if given.confidence else given.scores
+    candidates = [group for group in range(elements.size) if given.active[group] and upper[group] < tau]
+    highest = max((group for group in range(elements.size) if eligible[group]), key=lambda group: (upper[group], -group))
+    active = int(elements[given.active].sum())
+    limits = {"floor": active - int(np.ceil(given.floor * elements.sum())), "cap": int(given.cap * active)}
+    frozen, room, limited_by = list[int](), min(limits.values()), ""
+    for group in sorted(candidates, key=lambda group: upper[group]):
+        if group == highest:
+            continue
+        if elements[group] > room:
+            limited_by = min(limits, key=lambda limit: limits[limit])
+            continue
+        frozen.append(group)
+        room -= int(elements[group])
+    return sorted(frozen), tau, limited_by
+
+
+@settings(max_examples=40, deadline=None)
+@given(decisions())
+def test_many_decisions_at_once_are_each_what_it_is_alone_to_the_bit(given: tuple[rules.Ints, list[One]]) -> None:
+    elements, ones = given
+    scores, errors, active = (np.stack([getattr(one, name) for one in ones]) for name in ("scores", "errors", "active"))
+    columns = [np.array([getattr(one, name) for one in ones]) for name in ("strength", "floor", "cap", "confidence")]
+    many = rules.decide_by_drift(scores, errors, active, elements, rules.DriftRule(*columns))
+    for row, one in enumerate(ones):
+        alone = rules.decide_by_drift(one.scores, one.errors, one.active, elements, one.rule())
+        assert many.freeze[row].tolist() == alone.freeze.tolist()
+        assert many.threshold[row] == alone.threshold
+        assert many.limited_by[row] == alone.limited_by
+        tau = float(alone.threshold)
+        frozen, expected, limited_by = one_by_one(one, elements)
+        assert tau == pytest.approx(expected, abs=1e-12)
+        upper = one.scores + one.confidence * np.where(np.isfinite(one.errors), one.errors, 9.0)
+        if not (np.abs(upper - tau) < 1e-12).any():  # two ways to sum may disagree about a score that is the threshold
+            assert (np.flatnonzero(alone.freeze).tolist(), str(alone.limited_by)) == (frozen, limited_by)
+
+
+@settings(max_examples=40, deadline=None)
+@given(arrays(np.float64, (12, 5), elements=st.floats(-1, 1)), arrays(np.bool_, (12, 5)), arrays(np.bool_, 5))
+def test_many_histories_at_once_are_each_what_it_is_alone_to_the_bit(
+    distances: rules.Floats, measured: rules.Bools, present: rules.Bools
+) -> None:
+    smoothing, corrected = [0.0, 0.3, 0.9, 0.9], [True, True, True, False]
+    rows = rules.begin(rules.DriftHistory.empty(5), present)
+    alone = [rows] * len(smoothing)
+    column = np.array(smoothing)[:, None]
+    for distance, known in zip(distances, measured, strict=True):
+        rows = rules.observe(rows, distance, known, column, corrected=np.array(corrected)[:, None])
+        settings_ = zip(alone, smoothing, corrected, strict=True)
+        alone = [rules.observe(one, distance, known, beta, corrected=divided) for one, beta, divided in settings_]
+    for kind in ("mean", "last", "total_variation"):
+        found = rules.score(rows, kind)
+        for row, one in zip(found, alone, strict=True):
+            assert np.array_equal(row, rules.score(one, kind), equal_nan=True)
+    assert all(np.array_equal(rules.standard_error(rows), rules.standard_error(one)) for one in alone)
+
+
+@pytest.mark.parametrize(("step", "due"), [(0, False), (4, False), (5, False), (6, True), (8, False), (9, True)])
+def test_drift_decides_every_n_steps_after_the_warm_up(step: int, due: bool) -> None:
+    assert rules.drift_is_due(step, 3, 5) == due
 
 
 @settings(max_examples=100, deadline=None)

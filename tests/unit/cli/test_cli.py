@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,13 +13,14 @@ from typer.testing import CliRunner, Result
 
 from fat_ray import cli
 from fat_ray.cli import app
-from fat_ray.errors import DivergedError, InputError, RunFailedError
+from fat_ray.errors import DivergedError, InputError, Interrupted, RunFailedError
 from fat_ray.records.manifest import create_study
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.doctor import Check
 from fat_ray.study.launch import StudyOutcome
+from fat_ray.study.ledger import Close
 
-COMMANDS = ["launch", "run", "resume", "export", "compare", "compact", "report", "status", "doctor", "schema"]
+COMMANDS = ["launch", "run", "resume", "export", "compare", "compact", "replay", "rerun", "report", "status", "doctor", "schema"]
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -65,6 +67,9 @@ def test_help_of_a_command_ends_with_an_example(command: str) -> None:
         ["export", "x"],
         ["compare"],
         ["compare", "x", "--format", "xml"],
+        ["replay"],
+        ["replay", "x", "--limit", "-1"],
+        ["rerun", "x"],
         ["no-such-command"],
         ["doctor", "--no-such-option"],
     ],
@@ -111,9 +116,9 @@ def test_missing_study_file_ends_with_2(command: str, tmp_path: Path) -> None:
     assert "none.yaml" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["resume", "compare", "report", "status"])
+@pytest.mark.parametrize("command", ["resume", "compare", "rerun", "report", "status"])
 def test_directory_without_study_ends_with_2(command: str, tmp_path: Path) -> None:
-    result = invoke(command, tmp_path / "out")
+    result = invoke(command, tmp_path / "out", *(["run-s0"] if command == "rerun" else []))
     assert (result.exit_code, result.stdout) == (2, "")
     assert "out holds no study" in result.stderr
 
@@ -223,12 +228,16 @@ def test_trials_without_a_search_are_refused(study_file: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_a_search_that_ran_no_trial_ends_with_1(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [(), ("--quiet",)])
+def test_a_search_that_ran_no_trial_ends_with_1(
+    options: tuple[str, ...], study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcome = StudyOutcome(tmp_path, (), None, ("a note",), "the search ran no trial: all 3 suggested settings go wrong")
     monkeypatch.setattr("fat_ray.study.launch.launch", lambda *_, **__: outcome)
-    result = invoke("launch", study_file)
+    result = invoke("launch", study_file, *options)
     assert result.exit_code == 1
-    assert result.stderr == "note: a note\nfat-ray: the search ran no trial: all 3 suggested settings go wrong\n"
+    said = "fat-ray: the search ran no trial: all 3 suggested settings go wrong\n"
+    assert result.stderr == (f"warning: a note\n{said}" if options else said)  # otherwise the console has shown it
 
 
 def test_status_as_json(study: Path) -> None:
@@ -254,11 +263,41 @@ def test_version() -> None:
     assert invoke("--version").stdout.strip().count(".") == 2
 
 
-def test_a_search_cannot_be_resumed_yet(study: Path) -> None:
-    result = invoke("resume", study)
+@pytest.mark.parametrize(("kind", "option"), [("study", ["--workers", "2"]), ("study", ["--ray"]), ("run", ["--address", "host:6379"])])
+def test_options_that_do_not_fit_what_is_resumed_are_refused(study: Path, kind: str, option: list[str]) -> None:
+    manifest = json.loads((study / "study.json").read_text())
+    (study / "study.json").write_text(json.dumps({**manifest, "kind": kind}))
+    result = invoke("resume", study, *option)
     assert result.exit_code == 2
     assert shows_one_message(result)
-    assert "only single runs, made by run, can be resumed yet" in result.stderr
+    assert f"{option[0]} is not for a {'single run' if kind == 'run' else 'study'}" in result.stderr
+
+
+def test_a_complete_study_is_said_to_be_complete(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fat_ray.study.launch.resume", lambda *_, **__: None)
+    result = invoke("resume", study)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "is complete; there is nothing to do" in result.stderr
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_study_that_a_signal_ended_says_how_to_go_on(study: Path, monkeypatch: pytest.MonkeyPatch, number: int, exit_code: int) -> None:
+    outcome = StudyOutcome(study, (), Close.INTERRUPTED, (), "", number)
+    monkeypatch.setattr("fat_ray.study.launch.resume", lambda *_, **__: outcome)
+    result = invoke("resume", study)
+    assert result.exit_code == exit_code
+    assert result.stderr == f"fat-ray: stopped on request; go on with: fat-ray resume {study}\n"
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_interruption_ends_with_its_signal(study: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
+    def resume(*_: object, **__: object) -> None:
+        raise Interrupted(signal.SIGTERM, at_once=at_once)
+
+    monkeypatch.setattr("fat_ray.study.launch.resume", resume)
+    result = invoke("resume", study)
+    assert result.exit_code == 143
+    assert result.stderr == f"fat-ray: stopped; go on with: fat-ray resume {study}\n"
 
 
 def test_export_names_what_is_missing(study: Path, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_study_that_holds_secrets_is_refused_without_repeating_them(tmp_path: 
     ("change", "message"),
     [
         ({"format": "other"}, "not the manifest of a fat_ray study"),
-        ({"schema_version": "2.0"}, r"schema version 2\.0, this program reads up to 1\.1"),
+        ({"schema_version": "2.0"}, r"schema version 2\.0, this program reads up to 1\.2"),
         ({"schema_version": None}, "no schema version"),
         ({"name": "Not A Name"}, "not a valid manifest: name"),
         ({"created_at": "yesterday"}, "not a valid manifest: created_at"),

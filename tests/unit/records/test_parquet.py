@@ -85,7 +85,7 @@ def test_nothing_is_visible_before_a_flush_and_nothing_is_written_twice(tmp_path
 
 def test_a_decision_that_froze_nothing_writes_no_part_of_freezes(tmp_path: Path) -> None:
     sink = ParquetSink(tmp_path, RUN)
-    for event in [start(), body()[4]]:
+    for event in [start(), body()[5]]:
         sink.emit(event)
     sink.flush()
     assert len(rows(tmp_path, "events")) == 1
@@ -136,7 +136,7 @@ def test_a_full_disk_is_said_leaves_nothing_torn_and_loses_no_row(tmp_path: Path
     with pytest.raises(RecordError, match=rf"cannot write .*steps.*{os.strerror(code)}") as caught:
         sink.flush()
     assert ("MiB free" in str(caught.value)) == (code != errno.EIO)
-    assert all_files(tmp_path) == [f"records/{table}/{RUN}/part-00000.parquet" for table in ("groups", "runs")]
+    assert all_files(tmp_path) == [f"records/{table}/{RUN}/part-00000.parquet" for table in ("groups", "layers", "runs")]
 
     monkeypatch.setattr(files, "write_synced", write_synced)
     sink.emit(end())

@@ -69,7 +69,7 @@ def test_a_part_of_another_run_is_refused(tmp_path: Path, part: Path) -> None:
 
 def test_a_newer_major_version_is_refused(tmp_path: Path, part: Path) -> None:
     rewrite(part, metadata={"fat_ray.schema": "2.0"})
-    refused(tmp_path, part, r"schema version 2\.0, this program reads up to 1\.1")
+    refused(tmp_path, part, r"schema version 2\.0, this program reads up to 1\.2")
 
 
 def test_no_version_is_refused(tmp_path: Path, part: Path) -> None:
