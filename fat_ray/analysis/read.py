@@ -146,7 +146,7 @@ class Study:
     @property
     def directory(self) -> Path | str:
         """Where the study lies, as a path on this machine or as a URI."""
-        return self.place.local or self.place.name
+        return self.place.local or f"{self.place.name}{self.place.options}"
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def open_studies(given: Sequence[Path | str | Place]) -> list[Study]:
     """
     distinct: dict[str, Study] = {}
     for study in map(open_study, given):
-        identity = str(study.place.local.resolve()) if study.place.local else study.place.name
+        identity = str(study.place.local.resolve()) if study.place.local else str(study.directory)
         before = distinct.setdefault(identity, study)
         if before.chosen is not None:
             distinct[identity] = replace(before, chosen=study.chosen and before.chosen | study.chosen)

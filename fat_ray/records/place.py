@@ -16,13 +16,15 @@ class Place:
     """A directory.
 
     Attributes:
-        name: As it was given, without secrets: for messages.
+        name: As it was given, without secrets and options: for messages.
         root: Its path within the file system.
+        options: What stood behind the path of a URI, from the question mark on.
         filesystem: The file system.
     """
 
     name: str
     root: str
+    options: str = ""
     filesystem: FileSystem = field(default_factory=LocalFileSystem, compare=False)
 
     @property
@@ -33,11 +35,8 @@ class Place:
     @property
     def parent(self) -> "Place":
         """The directory around it."""
-        return Place(
-            str(PurePosixPath(self.name).parent) if self.local else self.name.rpartition("/")[0],
-            str(PurePosixPath(self.root).parent),
-            self.filesystem,
-        )
+        name = str(PurePosixPath(self.name).parent) if self.local else self.name.rpartition("/")[0]
+        return Place(name, str(PurePosixPath(self.root).parent), self.options, self.filesystem)
 
     def path(self, relative: str) -> str:
         """Path of something in it, within the file system."""
@@ -96,12 +95,13 @@ def place_of(given: str | Path | Place) -> Place:
         return given
     if "://" not in str(given):
         return Place(str(Path(given)), str(Path(given)))
-    uri = str(given).rstrip("/")
+    path, question, options = str(given).partition("?")
+    uri = f"{path.rstrip('/') if not path.endswith('://') else path}{question}{options}"
     try:
-        filesystem, root = FileSystem.from_uri(uri if "://" in uri else str(given))
+        filesystem, root = FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ImportError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{scrub(str(given))}: no file system goes with this URI: {scrub(reason)}") from error
     if isinstance(filesystem, LocalFileSystem):
-        return Place(root, root, filesystem)
-    return Place(scrub(uri), root, filesystem)
+        return Place(root, root)
+    return Place(scrub(path.rstrip("/")), root, f"{question}{scrub(options)}", filesystem)

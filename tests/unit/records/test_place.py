@@ -43,7 +43,10 @@ def test_a_uri_that_no_file_system_goes_with_is_bad_input(given: str) -> None:
 
 
 def test_secrets_of_a_uri_are_not_shown() -> None:
-    assert place_of("s3://user:s3cr3t-k3y@bucket/x?region=eu-central-1").name == "s3://[redacted]@bucket/x?region=eu-central-1"
+    place = place_of("s3://user:s3cr3t-k3y@bucket/x/?region=eu-central-1")
+    assert (place.name, place.root, place.options) == ("s3://[redacted]@bucket/x", "bucket/x", "?region=eu-central-1")
+    assert place.shown("bucket/x/records") == "s3://[redacted]@bucket/x/records"
+    assert (place.parent.name, place.parent.options) == ("s3://[redacted]@bucket", "?region=eu-central-1")
     with pytest.raises(InputError) as caught:
         place_of("bogus://user:s3cr3t-k3y@bucket/x")
     assert "s3cr3t" not in str(caught.value)
