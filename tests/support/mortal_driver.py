@@ -1,7 +1,7 @@
 """A driver that dies at any write, as a killed process does, and what a study that was gone on with must have in common with another."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -85,6 +85,7 @@ def mortal(patch: pytest.MonkeyPatch) -> Iterator[Writes]:
 
 def live(spec: StudySpec, directory: Path, patch: pytest.MonkeyPatch) -> Ledger:
     """One life of a driver that plays Tune with one slot and trains in this process."""
+    directory.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(num_trials(as_json(spec)))
     with sole_driver(directory):
         course = Course(spec, directory, ledger)
@@ -112,19 +113,19 @@ class _TuneTrial:
         self.trial_id = trial_id
 
 
-def all_of(directory: Path) -> dict[str, Any]:
-    """All that a study leaves, but for what a clock or a meter of memory says and how often it was interrupted."""
+def all_of(directory: Path, but: Container[str] = ()) -> dict[str, Any]:
+    """All that a study leaves, but for what a clock or a meter of memory says, these columns, and how often it was interrupted."""
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(directory / JOURNAL)))
     [summary] = optuna.get_all_study_summaries(storage)
     study = optuna.load_study(study_name=summary.study_name, storage=storage)
     trials = [
         (trial.number, trial.state.name, trial.params, trial.values, trial.intermediate_values, trial.user_attrs) for trial in study.trials
     ]
-    records = {(run, table): _rows(directory, run, table) for run in runs(directory) for table in TABLES if table != "resumptions"}
+    records = {(run, table): _rows(directory, run, table, but) for run in runs(directory) for table in TABLES if table != "resumptions"}
     weights = {run: (checkpoints(directory, run)[0] / "model.safetensors").read_bytes() for run in runs(directory)}
     return {"trials": trials, "baselines": study.user_attrs, "records": records, "weights": weights}
 
 
-def _rows(directory: Path, run: str, table: str) -> list[dict[str, str]]:
+def _rows(directory: Path, run: str, table: str, but: Container[str]) -> list[dict[str, str]]:
     rows = read_table(directory, table, run).to_pylist()
-    return [{name: repr(value) for name, value in row.items() if name not in CLOCKS} for row in rows]
+    return [{name: repr(value) for name, value in row.items() if name not in CLOCKS and name not in but} for row in rows]
