@@ -11,7 +11,7 @@ import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fat_ray import __version__, replaying
+from fat_ray import __version__, comparing, replaying
 from fat_ray.errors import FatRayError, InputError, RunFailedError
 from fat_ray.records.redact import scrub
 
@@ -46,14 +46,6 @@ class WandbMode(StrEnum):
     DISABLED = "disabled"
 
 
-class Format(StrEnum):
-    """How a comparison is written."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-
-
 def _holding_a_study(given: Path | list[Path]) -> Path | list[Path]:
     for directory in given if isinstance(given, list) else [given]:
         if not (directory / "study.json").is_file():
@@ -61,10 +53,23 @@ def _holding_a_study(given: Path | list[Path]) -> Path | list[Path]:
     return given
 
 
+def _holding_studies(given: str | list[str]) -> str | list[str]:
+    for place in given if isinstance(given, list) else [given]:
+        if "://" not in place and not (Path(place, "study.json").is_file() or Path(place).parent.joinpath("study.json").is_file()):
+            raise typer.BadParameter(f"{place} holds no study (no study.json): give the directory that fat-ray launch printed")
+    return given
+
+
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.", show_default=False)]
 StudyDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a study.", show_default=False, callback=_holding_a_study)]
-StudyDirectories = Annotated[
-    list[Path], typer.Argument(metavar="DIR...", help="Directories of studies.", show_default=False, callback=_holding_a_study)
+StudyPlace = Annotated[
+    str, typer.Argument(metavar="DIR|URI", help="Directory of a study, or its URI.", show_default=False, callback=_holding_studies)
+]
+StudyPlaces = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DIR|DIR/RUN|URI...", help="Studies or single runs, by directory or URI.", show_default=False, callback=_holding_studies
+    ),
 ]
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set a field of the study file, such as train.steps=40; repeatable.")
@@ -154,6 +159,11 @@ def _stop(message: str, exit_code: int) -> None:
 def _print(text: object) -> None:
     with _writing_stdout():
         typer.echo(text)
+
+
+def _note(notes: Iterable[str]) -> None:
+    for note in notes:
+        typer.echo(f"note: {scrub(note)}", err=True)
 
 
 @contextlib.contextmanager
@@ -350,39 +360,55 @@ def _conclude(directory: Path, *, shown: bool = True) -> None:
     report_path = write_report(directory)
     if not shown:
         return
-    _print_comparison([directory], Format.TABLE)
+    text, damage = comparing.comparison_text([directory])
+    _print(text)
+    _note(damage)
     _print(f"\nstudy    {directory}\nrecords  {directory / 'records'}\nreport   {report_path}")
     for parent in sorted({str(path.parent) for path in directory.glob("wandb/**/offline-run-*/")}):
         _print(f"W&B      wandb sync {shlex.quote(parent)}/offline-run-*")
 
 
-def _print_comparison(directories: Sequence[Path], format_: Format) -> None:
-    from rich.console import Console
-
-    from fat_ray.analysis import render
-    from fat_ray.analysis.compare import compare as compare_studies
-
-    comparison = compare_studies(directories)
-    if format_ is Format.TABLE:
-        console = Console()
-        with _writing_stdout():
-            console.print(render.as_table(comparison, console))
-    else:
-        _print(render.as_json(comparison) if format_ is Format.JSON else render.as_csv(comparison).rstrip("\n"))
-
-
-@_command("fat-ray compare out/quickstart out/other --format csv > runs.csv")
-def compare(
-    directories: StudyDirectories,
+@_command(
+    "fat-ray compare out/quickstart out/other --metric test/f1 --margin 0.005"
+    '\n  fat-ray compare out/quickstart --where "freeze.threshold < 0" --sort test_last:desc --format latex > table.tex'
+)
+def compare(  # noqa: PLR0913 - an argument per option
+    places: StudyPlaces,
     *,
-    format_: Annotated[Format, typer.Option("--format", help="How the comparison is written to stdout.")] = Format.TABLE,
+    format_: comparing.FormatOption = comparing.Format.TABLE,
+    metric: comparing.Metric = None,
+    baseline: comparing.Baseline = "none",
+    margin: comparing.Margin = None,
+    where: comparing.Where = [],  # noqa: B006
+    status_: comparing.Statuses = [],  # noqa: B006
+    sort: comparing.Sort = None,
+    rows: comparing.RowsOption = comparing.Rows.ALL,
+    limit: comparing.Limit = None,
+    search: comparing.Search = False,
     replay_: replaying.Check = False,
 ) -> None:
-    """Compare all runs of one or several studies: metrics, active parameters, costs."""
+    """Compare runs and settings of studies: metrics, costs, and over seeds how sure a difference is."""
     if replay_:
-        _print(replaying.check_text(directories, format_))
+        _print(replaying.check_text([Path(place) for place in places], format_))
         return
-    _print_comparison(directories, format_)
+    from fat_ray.analysis.compare import Options
+
+    conditions = [*where, *([f"status in [{', '.join(status_)}]"] if status_ else [])]
+    options = Options(metric=metric, baseline=baseline, margin=margin, where=conditions, sort=sort)
+    text, damage = comparing.comparison_text(places, format_, options, rows, limit, search=search)
+    _print(text)
+    _note(damage)
+
+
+@_command("fat-ray compact out/quickstart")
+def compact(directory: StudyDirectory) -> None:
+    """Gather the many small files of a study's records in few large ones."""
+    from fat_ray.records.compact import compact as gather
+
+    _SESSION.directory = directory
+    done = gather(directory, say=lambda number, total: typer.echo(f"{number} of {total} runs", err=True))
+    _print(done)
+    _note(f"{run_} stays as it is: {reason}" for run_, reason in done.kept.items())
 
 
 @_command("fat-ray replay out/quickstart --set freeze.threshold=-1:0:0.1 --set freeze.every=[4,8] --sort mean_active")
@@ -414,16 +440,16 @@ def rerun(
 
 
 @_command("fat-ray report out/quickstart")
-def report(directory: StudyDirectory) -> None:
+def report(place: StudyPlace) -> None:
     """Write the HTML report of a study, and print its path."""
     from fat_ray.analysis.report import write_report
 
-    _print(write_report(directory))
+    _print(write_report(place))
 
 
 @_command("fat-ray status out/quickstart --watch")
 def status(
-    directory: StudyDirectory,
+    place: StudyPlace,
     *,
     json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every few seconds until the study is over.")] = False,
@@ -432,12 +458,12 @@ def status(
     from fat_ray.analysis.status import as_json, read_status
 
     if json:
-        _print(as_json(read_status(directory), directory))
+        _print(as_json(read_status(place), place))
         return
     from fat_ray.analysis.follow import follow, show
 
     with _writing_stdout():
-        follow(directory) if watch else show(directory)
+        follow(place) if watch else show(place)
 
 
 @_command("fat-ray doctor --out results")

@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 from pydantic import TypeAdapter
 
-from fat_ray.analysis.compare import Comparison, compare
-from fat_ray.analysis.read import Study, collect, scan
+from fat_ray.analysis.compare import Comparison, compare_studies
+from fat_ray.analysis.read import Study, collect, open_studies, scan, tolerantly
 from fat_ray.events import Status
 from fat_ray.records.driver import DONE, ENDING, RUNNING, UNKNOWN, DriverReport, judge, read_report
 from fat_ray.rules import running_mean
@@ -24,19 +24,23 @@ from fat_ray.view.picture import Picture, TrialLine
 Row = dict[str, Any]
 
 
-def read_status(directory: Path, now: datetime | None = None) -> Picture:
+def read_status(directory: Path | str, now: datetime | None = None) -> Picture:
     """How the study in a directory stands.
 
     Args:
-        directory: The study's directory.
+        directory: The study's directory, or its URI.
         now: The present, with a time zone; None: ask the clock.
 
     Raises:
         RecordError: There is no study, or its records cannot be read.
     """
-    now = now or datetime.now(UTC)
-    report, comparison = read_report(directory), compare([directory])
-    study = comparison.studies[0]
+    return tolerantly(open_studies([directory]), lambda studies: _picture(studies, now or datetime.now(UTC)))
+
+
+def _picture(studies: list[Study], now: datetime) -> Picture:
+    study, comparison = studies[0], compare_studies(studies)
+    directory = study.directory
+    report = read_report(directory) if isinstance(directory, Path) else None
     total = num_trials(study.spec) if report is None else report.total
     state, detail = judge(report, directory, now) if report is not None else _unreported(study, comparison, total, now)
     return Picture(
@@ -48,11 +52,11 @@ def read_status(directory: Path, now: datetime | None = None) -> Picture:
         total=total,
         trials=_Lines(comparison, now, is_live=state in (RUNNING, ENDING, UNKNOWN)).all(),
         elapsed_s=_elapsed_s(comparison, report, state, now),
-        warnings=[] if report is None else report.warnings,
+        warnings=[*([] if report is None else report.warnings), *study.damage],
     )
 
 
-def as_json(picture: Picture, directory: Path) -> str:
+def as_json(picture: Picture, directory: Path | str) -> str:
     """The status as JSON with stable keys; docs/console.md describes them."""
     return json.dumps({**document(picture), "directory": str(directory)}, indent=2, ensure_ascii=False, allow_nan=False)
 
@@ -62,7 +66,8 @@ def _unreported(study: Study, comparison: Comparison, total: int, now: datetime)
     runs = comparison.runs
     if runs.height >= total * len(study.spec["seeds"]) and not (runs["status"] == "running").any():
         return DONE, ""
-    newest = max((part.stat().st_mtime for part in (study.directory / "records").glob("*/*/part-*.parquet")), default=None)
+    parts = study.directory.glob("records/*/*/part-*.parquet") if isinstance(study.directory, Path) else ()
+    newest = max((part.stat().st_mtime for part in parts), default=None)
     if newest is None:
         return UNKNOWN, "nothing is recorded yet"
     age = text.duration(now.timestamp() - newest)

@@ -298,8 +298,8 @@ class Freezer:
             active_groups=int(self.entries.active.sum()),
             threshold=decision.threshold,
             limited_by=decision.limited_by,
-            frontier=self.frontier,
             decide_s=decide_s,
+            frontier=self.frontier,
         )
 
 

@@ -124,8 +124,11 @@ def counts(picture: Picture) -> str:
     ended = [f"{number} {state}" for state in DONE if (number := picture.count(state))]
     halted = [f"{number} {state}" for state in (Status.STOPPED, INTERRUPTED) if (number := picture.count(state))]
     how = f" ({', '.join(ended)})" if ended else ""
-    waiting = f"{picture.queued} {'queued' if picture.is_live else 'not begun'}"
-    return " · ".join([f"{picture.done} of {picture.total} done{how}", *halted, f"{picture.running} running", waiting])
+    if picture.is_live:
+        more = [f"{picture.running} running", f"{picture.queued} queued"]
+    else:
+        more = [f"{picture.queued} not begun"] if picture.queued else []
+    return " · ".join([f"{picture.done} of {picture.total} done{how}", *halted, *more])
 
 
 def visible(trials: Sequence[TrialLine], rows: int) -> list[TrialLine]:

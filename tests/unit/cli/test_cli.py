@@ -20,7 +20,7 @@ from fat_ray.study.doctor import Check
 from fat_ray.study.launch import StudyOutcome
 from fat_ray.study.ledger import Close
 
-COMMANDS = ["launch", "run", "resume", "export", "compare", "replay", "rerun", "report", "status", "doctor", "schema"]
+COMMANDS = ["launch", "run", "resume", "export", "compare", "compact", "replay", "rerun", "report", "status", "doctor", "schema"]
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -191,7 +191,6 @@ def test_a_full_stdout_is_no_defect(command: str, code: int, study: Path, monkey
 
     echo = typer.echo
     monkeypatch.setattr(typer, "echo", lambda text, *, err=False: echo(text, err=True) if err else refuse())
-    monkeypatch.setattr("rich.console.Console.print", refuse)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     result = invoke(command, *([] if command == "schema" else [study]))
     assert (result.exit_code, result.stderr) == (1, f"fat-ray: cannot write to stdout: {os.strerror(code)}\n")
