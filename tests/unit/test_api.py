@@ -69,6 +69,7 @@ def test_a_section_object_leaves_the_rest_to_the_preset() -> None:
     assert (study.spec.freeze.every, study.spec.freeze.threshold) == (5, -0.9)
 
 
+@pytest.mark.cpu_limit(5)  # imports polars
 def test_results_are_those_of_the_directory(tmp_path: Path) -> None:
     study = fat_ray.Study(name="mine", output=str(tmp_path))
     assert study.directory == tmp_path / "mine"
