@@ -69,6 +69,7 @@ class Options:
         margin: Differences up to this do not matter: then it is judged who is within it.
         where: Conditions that runs must satisfy, such as ``freeze.threshold < 0``. The baseline is compared with in any case.
         sort: Field by which rows are ordered, ``:desc`` behind it for the largest first; None: by rank.
+        statistics: Whether anything is said of seeds at all; else the columns of `seeds.STATISTICS` are null.
         intervals: So many settings, from the first, get intervals, which take longest; None, or with a margin: all.
     """
 
@@ -77,6 +78,7 @@ class Options:
     margin: float | None = None
     where: Sequence[str] = ()
     sort: str | None = None
+    statistics: bool = True
     intervals: int | None = None
 
 
@@ -204,7 +206,8 @@ def compare_studies(studies: list[Study], options: Options | None = None) -> Com
     )
     runs, settings = _in_order(runs, settings, asked)
     shown = None if options.intervals is None else settings.select(SETTING_KEY).head(options.intervals)
-    statistics = seed_statistics(runs.filter(~pl.col("partial")), asked.measure.direction, options.margin, shown)
+    compared = runs.filter(~pl.col("partial")) if options.statistics else runs.clear()
+    statistics = seed_statistics(compared, asked.measure.direction, options.margin, shown)
     settings = settings.join(statistics, on=SETTING_KEY, how="left", maintain_order="left")
     return Comparison(
         studies=studies,

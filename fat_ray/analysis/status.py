@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 from pydantic import TypeAdapter
 
-from fat_ray.analysis.compare import Comparison, compare_studies
+from fat_ray.analysis.compare import Comparison, Options, compare_studies
 from fat_ray.analysis.read import Study, collect, open_studies, scan, tolerantly
 from fat_ray.events import Status
 from fat_ray.records.driver import DONE, ENDING, RUNNING, UNKNOWN, DriverReport, judge, read_report
@@ -38,7 +38,7 @@ def read_status(directory: Path | str, now: datetime | None = None) -> Picture:
 
 
 def _picture(studies: list[Study], now: datetime) -> Picture:
-    study, comparison = studies[0], compare_studies(studies)
+    study, comparison = studies[0], compare_studies(studies, Options(statistics=False))
     directory = study.directory
     report = read_report(directory) if isinstance(directory, Path) else None
     total = num_trials(study.spec) if report is None else report.total
@@ -66,11 +66,10 @@ def _unreported(study: Study, comparison: Comparison, total: int, now: datetime)
     runs = comparison.runs
     if runs.height >= total * len(study.spec["seeds"]) and not (runs["status"] == "running").any():
         return DONE, ""
-    parts = study.directory.glob("records/*/*/part-*.parquet") if isinstance(study.directory, Path) else ()
-    newest = max((part.stat().st_mtime for part in parts), default=None)
+    newest = max((info.mtime_ns or 0 for info in study.place.files("records", recursive=True)), default=None)
     if newest is None:
         return UNKNOWN, "nothing is recorded yet"
-    age = text.duration(now.timestamp() - newest)
+    age = text.duration(now.timestamp() - newest / 1e9)
     return UNKNOWN, f"the newest record is {age} old; whether its process lives cannot be seen from here"
 
 

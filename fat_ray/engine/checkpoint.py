@@ -34,7 +34,7 @@ from fat_ray.engine.vault import (
 )
 from fat_ray.errors import InputError, RecordError
 from fat_ray.fisher.reduce import all_sum, check_agreement, world
-from fat_ray.records.files import explain, write_synced
+from fat_ray.records.files import explain
 from fat_ray.spec.job import RunJob
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Checkpoints:
                 "records": dict(records),
                 "optimizer": write_shared(folder, trainer),
             }
-            write_synced(folder / STATE, json.dumps(state, indent=1, allow_nan=False).encode())
+            (folder / STATE).write_text(json.dumps(state, indent=1, allow_nan=False))
 
     def restore(self, trainer: Trainer, records_hold: Callable[[Position], bool]) -> Saved | None:
         """Brings a new trainer to the newest checkpoint that is whole, and removes newer ones: the run will come there again.

@@ -6,6 +6,7 @@ examples, in other places and other company. While answers are given, every so o
 compared.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,7 +104,7 @@ class Recall:
     def __init__(self, path: str, body: nn.Module, shared: Shared) -> None:
         self.path, self.body, self.spared, self._shared = path, body, 0, shared
         self._modules = list(body.modules())
-        self._weights = Fingerprint()
+        self._weights, self._version = Fingerprint(), next(_VERSIONS)
         self._forms: dict[Digest, _Form] = {}
         self._answers: dict[Digest, list[Tensor]] = {}
         self._num_answered = 0
@@ -142,6 +143,7 @@ class Recall:
         self._shared.used -= sum(_nbytes(answer) for answer in self._answers.values())
         self._answers.clear()
         self._forms.clear()
+        self._version = next(_VERSIONS)
 
     def _is_steady(self) -> bool:
         """Whether the module is called in training, as it is written, with statistics that stand still."""
@@ -177,6 +179,8 @@ class Recall:
             computed = _call(compute, question.given)
             if not same_bits(take(computed).tensors, tensors):
                 self.give_up(f"it returns other bits for the same examples; up to {CHECK_EVERY} answers before may have been wrong")
+            else:
+                self._tag(question, take(computed).tensors)
             return computed
         self.spared += 1
         self._tag(question, tensors)
@@ -237,9 +241,12 @@ class Recall:
 
     def _tag(self, question: _Question, tensors: Sequence[Tensor]) -> None:
         for number, tensor in enumerate(tensors):
-            source = f"{self.path} {number}".encode()
+            source = f"{self._version} {number}".encode()
             self._shared.tags.put(tensor, [digest(source, key) for key in question.keys])
 
+
+_VERSIONS = itertools.count()
+"""One for each module with each of its weights: what another one returns is never taken for its output."""
 
 _MARK = torch.empty(0)
 """Stands for a tensor."""

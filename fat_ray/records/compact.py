@@ -240,7 +240,7 @@ def _latest(table: str, run: str, files: Sequence[RecordFile]) -> pa.Table:
         return rows
     keys = list(ROW_KEYS[table])
     frame = pl.DataFrame(pl.from_arrow(rows.select(keys))) if keys else pl.DataFrame({"key": [0] * len(rows)})
-    places = frame.with_row_index("_place").unique(frame.columns, keep="last", maintain_order=True)["_place"]
+    places = frame.with_row_index("row number").unique(frame.columns, keep="last", maintain_order=True)["row number"]
     return rows if len(places) == len(rows) else rows.take(places.to_numpy())
 
 

@@ -8,13 +8,14 @@ Settings are the business of `fat_ray.train.pristine`, which takes them back aft
 - a thread or child process of such a module that is still there cannot be taken back.
 """
 
+import gc
 import importlib
 import multiprocessing
 import site
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -79,6 +80,8 @@ class Process:
     def __init__(self) -> None:
         self._modules = set(sys.modules)
         self._patchable = list(_patchable())
+        self._num_tidied = 0
+        _set_aside()
 
     def tidy(self) -> list[str]:
         """Takes back what the code of a run has done; returns what it could not take back."""
@@ -87,7 +90,11 @@ class Process:
         left += [f"its child process {child.pid} still runs" for child in multiprocessing.active_children()]
         if "torch._dynamo" in sys.modules:  # what it has compiled counts against what it may compile
             sys.modules["torch._dynamo"].reset()
-        return left + list(self._import_anew())
+        users = self._forget()
+        if not self._num_tidied:
+            _set_aside()
+        self._num_tidied += 1
+        return left + list(_import_anew(users))
 
     def _put_back(self) -> None:
         for owner, name, value in self._patchable:
@@ -95,17 +102,32 @@ class Process:
             if now is not value and _is_patch(value, now):
                 setattr(owner, name, value)
 
-    def _import_anew(self) -> Iterator[str]:
-        """Forgets the user's modules and imports them again; yields those that cannot be."""
+    def _forget(self) -> list[str]:
+        """Removes the user's modules; returns their names."""
         new = [name for name in sys.modules if name.partition(".")[0] not in self._modules and _is_users(name)]
         known = [name for name in new if isinstance(getattr(sys.modules[name], "__loader__", None), SourceFileLoader)]
         for name in known:
             del sys.modules[name]
-        for name in known:
-            try:
-                importlib.import_module(name)
-            except Exception as error:  # noqa: BLE001 - whatever an import raises
-                yield f"its module {name} cannot be imported twice: {one_line(error)}"
+        return known
+
+
+def _set_aside() -> None:
+    """Keeps the collector, which looks for the remains of every run, from looking through all of torch each time.
+
+    To be called before a process has trained, and once more after its first run, which has imported the rest. Not more often: what a run
+    leaves for a later one to free would never be freed.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def _import_anew(modules: Iterable[str]) -> Iterator[str]:
+    """Imports modules again; says of which this was not possible."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001 - whatever an import raises
+            yield f"its module {name} cannot be imported twice: {one_line(error)}"
 
 
 def _target(thread: threading.Thread) -> str:

@@ -16,6 +16,7 @@ Each class says what it relies upon. `fat_ray.train.run.resolve` keeps other ver
 """
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from fat_ray.train.kept import Process
 
 WAKE_S = 10.0
 """How long a kept worker may take to answer before new ones are started in its place."""
+SHORTEST_POLL_S, LONGEST_POLL_S = 0.005, 0.05
+"""Time between two questions to the workers, each of which takes both sides half a millisecond."""
 LOOK_S = 1.0
 """Time between two looks at the placement group while new workers start."""
 
@@ -279,9 +282,22 @@ class _ReservedScalingPolicy(FixedScalingPolicy):  # type: ignore[misc]
 
 
 class _WarmController(TrainController):  # type: ignore[misc]
-    """Relies on `worker_group_cls` being the hook for another worker group."""
+    """Asks the workers more often while they report, so that neither a report nor the end of a run, after its last, has to wait.
+
+    Relies on `worker_group_cls` being the hook for another worker group, on `_poll_workers` asking all workers once, and on
+    `_health_check_interval_s` being what it waits for before.
+    """
 
     worker_group_cls = WarmWorkerGroup
+    _reported_s = float("-inf")
+
+    async def _poll_workers(self) -> Any:
+        quiet_s = time.monotonic() - self._reported_s
+        self._health_check_interval_s = min(max(quiet_s / 4, SHORTEST_POLL_S), LONGEST_POLL_S)
+        answers = await super()._poll_workers()
+        if any(status.training_report for status in answers.worker_statuses.values()):
+            self._reported_s = time.monotonic()
+        return answers
 
 
 class WarmTorchTrainer(TorchTrainer):  # type: ignore[misc]

@@ -20,7 +20,7 @@ from fat_ray.study.environment import prepare
 
 prepare(None)
 import ray, torch  # not wandb, which makes a directory of its process when it is imported
-import fat_ray.cli, fat_ray.study.cluster, fat_ray.study.launch, fat_ray.study.tune, fat_ray.train.run, fat_ray.tasks.registry
+import fat_ray.cli.main, fat_ray.study.cluster, fat_ray.study.launch, fat_ray.study.tune, fat_ray.train.run, fat_ray.tasks.registry
 from fat_ray.__main__ import main
 
 print("ready", flush=True)

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from fat_ray import cli
-from fat_ray.cli import app
+from fat_ray.cli import app as shared
+from fat_ray.cli import launching
+from fat_ray.cli.main import app
+from fat_ray.cli.options import WandbMode
 from fat_ray.errors import DivergedError, InputError, Interrupted, RunFailedError
 from fat_ray.records.manifest import create_study
 from fat_ray.spec.study import StudySpec
@@ -135,7 +138,7 @@ def raising(error: BaseException, study_file: Path, monkeypatch: pytest.MonkeyPa
     def load(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_load", load)
+    monkeypatch.setattr(launching, "_load", load)
     return invoke(*options, "run", study_file)
 
 
@@ -159,7 +162,7 @@ def test_unexpected_error_becomes_one_line_and_a_log(study_file: Path, monkeypat
 def test_no_secret_of_an_error_is_shown_or_logged(
     study_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str]
 ) -> None:
-    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shared.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("MY_API_TOKEN", "planted-0123456789")
     result = raising(ZeroDivisionError("by planted-0123456789"), study_file, monkeypatch, *options)
     shown = result.output + "".join(log.read_text() for log in tmp_path.glob("fat-ray-*.log"))
@@ -177,8 +180,8 @@ def test_debug_shows_the_traceback(study_file: Path, monkeypatch: pytest.MonkeyP
 
 def test_log_of_a_study_lies_in_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "logs").mkdir()
-    monkeypatch.setattr(cli, "_SESSION", cli._Session(directory=tmp_path))
-    log = cli._write_log()
+    monkeypatch.setattr(shared, "SESSION", shared.Session(directory=tmp_path))
+    log = shared._write_log()
     assert log is not None
     assert log.parent == tmp_path / "logs"
 
@@ -191,6 +194,8 @@ def test_a_full_stdout_is_no_defect(command: str, code: int, study: Path, monkey
 
     echo = typer.echo
     monkeypatch.setattr(typer, "echo", lambda text, *, err=False: echo(text, err=True) if err else refuse())
+    if command == "status":
+        monkeypatch.setattr(Console, "print", refuse)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     result = invoke(command, *([] if command == "schema" else [study]))
     assert (result.exit_code, result.stderr) == (1, f"fat-ray: cannot write to stdout: {os.strerror(code)}\n")
@@ -216,7 +221,7 @@ def test_a_run_that_failed_names_its_logs(study_file: Path, monkeypatch: pytest.
 
 
 def test_options_are_short_for_settings(study_file: Path) -> None:
-    loaded = cli._load(study_file, ["budget.trials=3", "train.steps=7"], **{"budget.trials": 5, "wandb.mode": cli.WandbMode.DISABLED})
+    loaded = launching._load(study_file, ["budget.trials=3", "train.steps=7"], **{"budget.trials": 5, "wandb.mode": WandbMode.DISABLED})
     assert (loaded.spec.budget.trials, loaded.spec.train.steps, loaded.spec.wandb.mode) == (5, 7, "disabled")
 
 

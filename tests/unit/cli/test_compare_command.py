@@ -11,7 +11,7 @@ import pytest
 import scipy.stats  # noqa: F401 - now, not within the CPU limit of the first test that compares seeds
 from typer.testing import CliRunner, Result
 
-from fat_ray.cli import app
+from fat_ray.cli.main import app
 from fat_ray.events import Status
 from tests.support.studies import FakeRun, study_spec, write_study
 
