@@ -3,8 +3,10 @@
 study = fat_ray.Study.from_yaml("studies/quickstart.yaml", ["budget.trials=4"])
 study.launch()
 study.runs().sort("val_last", descending=True)
+fat_ray.compare(["out/first", "out/second"], metric="test/f1", margin=0.005).settings
 """
 
+import json
 import os
 from collections.abc import Sequence
 from html import escape
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from fat_ray.analysis.compare import Comparison
+    from fat_ray.analysis.insight import SearchInsight
+    from fat_ray.analysis.read import Study as AnalysedStudy
     from fat_ray.spec.study import StudySpec
     from fat_ray.study.announce import OnEvent
     from fat_ray.study.launch import StudyOutcome
@@ -166,7 +170,7 @@ class Study:
         """Writes the report and returns where it is."""
         from fat_ray.analysis.report import write_report
 
-        return write_report(self.directory)
+        return Path(write_report(self.directory))
 
     def __repr__(self) -> str:
         return f"Study({self.spec.name!r}, {str(self.directory)!r})"
@@ -187,3 +191,66 @@ class Study:
             "directory": str(self.directory),
         }
         return "<table>" + "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items()) + "</table>"
+
+
+def compare(given: Sequence[str | os.PathLike[str]], **options: Any) -> "Comparison":
+    """Runs and settings of several studies side by side; the same as ``fat-ray compare``.
+
+    Args:
+        given: Directories of studies, or URIs of them; or single runs, as ``DIR/RUN``.
+        options: Fields of `analysis.compare.Options`, such as ``metric="test/f1"``, ``baseline="none"``, ``margin=0.005``.
+
+    Raises:
+        RecordError: There is no study, or it cannot be read at all.
+        InputError: A run, a field, the metric or the baseline does not exist.
+    """
+    from fat_ray.analysis.compare import Options, compare
+
+    return compare([os.fspath(one) for one in given], Options(**options))
+
+
+def search_insights(comparison: "Comparison") -> "list[SearchInsight]":
+    """What the searches of a comparison say of their settings and fronts, one entry per study; docs/compare.md describes it."""
+    import numpy as np
+
+    ranked = comparison.settings.filter(comparison.settings["pareto_rank"].is_not_null())
+    values = np.array(ranked["objective_means"].to_list(), dtype=float).reshape(-1, len(comparison.objectives))
+    if not len(values):
+        return [_insight(comparison, study, [], []) for study in comparison.studies]
+    signs = np.array([-1.0 if objective.direction == "maximize" else 1.0 for objective in comparison.objectives])
+    best, worst = (values * signs).min(axis=0), (values * signs).max(axis=0)
+    span = np.where(worst > best, worst - best, 1.0)
+    corners = [[float(number) for number in corner * signs] for corner in (best, worst + 0.1 * span)]
+    return [_insight(comparison, study, *corners) for study in comparison.studies]
+
+
+def _insight(comparison: "Comparison", study: "AnalysedStudy", ideal: list[float], reference: list[float]) -> "SearchInsight":
+    from pydantic import TypeAdapter
+
+    from fat_ray.analysis.insight import Importance, SearchInsight
+    from fat_ray.analysis.interaction import interactions
+    from fat_ray.rules import front_ranks
+    from fat_ray.spec.space import Distribution
+    from fat_ray.study.importance import best_share, dominated_share, importances
+
+    rows = [row for row in comparison.settings.iter_rows(named=True) if row["study"] == study.key and row["pareto_rank"] is not None]
+    values, directions = [row["objective_means"] for row in rows], [objective.direction for objective in comparison.objectives]
+    searched = [(json.loads(row["params_json"]), row["objective_means"]) for row in rows if row["role"] == "search"]
+    space = TypeAdapter(dict[str, Distribution]).validate_python(study.spec["search"])
+    by_objective = {
+        objective.metric: [(params, means[number]) for params, means in searched] for number, objective in enumerate(comparison.objectives)
+    }
+    return SearchInsight(
+        study=study.key,
+        trials=len(searched),
+        front=front_ranks(values, directions).count(1),
+        hypervolume=dominated_share(values, directions, ideal, reference) if rows else None,
+        ideal=ideal,
+        reference=reference,
+        best_share=best_share(len(searched)) if searched else None,
+        importances=[
+            Importance(name, importances(space, trials, direction))
+            for (name, trials), direction in zip(by_objective.items(), directions, strict=True)
+        ],
+        interactions={name: interactions(trials) for name, trials in by_objective.items()},
+    )

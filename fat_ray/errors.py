@@ -83,6 +83,10 @@ class RecordError(FatRayError):
     """Records cannot be read or written: missing, torn, foreign, or of a newer major version."""
 
 
+class VanishedError(RecordError):
+    """A file of records that was listed is gone: a compaction gathered it, so who lists again finds its rows."""
+
+
 class DivergedError(FatRayError):
     """The training loss became NaN or infinite."""
 

@@ -198,9 +198,9 @@ class Freeze:
         active_groups: Groups active after the event.
         threshold: The score below which groups froze; None for policies without one.
         limited_by: ``floor`` or ``cap`` when a limit kept groups active that were below the threshold, else empty.
+        decide_s: Seconds from scores to frozen groups on rank 0.
         frontier: Path of the first layer in network order with an active entry: those before it run without autograd. None while nothing
             is frozen.
-        decide_s: Seconds from scores to frozen groups on rank 0.
     """
 
     step: int
@@ -211,8 +211,8 @@ class Freeze:
     active_groups: int
     threshold: float | None
     limited_by: str
-    frontier: str | None
     decide_s: float
+    frontier: str | None = None
 
 
 @dataclass(frozen=True)

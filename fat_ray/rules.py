@@ -5,6 +5,7 @@ one entry per group; those of Fisher drift may have rows before that, one per se
 arXiv 2606.10196, Alg. 1 and 2; floor and cap are this project's.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -292,6 +293,21 @@ def select_settled(change: Floats, elements: Ints, percentile: float, *, target:
     return int(np.logical_and.accumulate(settled).sum()), tau
 
 
+def spread(values: Floats, number: int) -> list[int]:
+    """So many places of values that lie as evenly as can be between the least and the greatest, from the least on.
+
+    Each is the nearest to the middle of one of so many equal parts of the range, so that the ends, where most values may lie, are no
+    better than the rest.
+    """
+    number, low, high = min(number, values.size), values.min(), values.max()
+    left, chosen = np.ones(values.shape, np.bool_), list[int]()
+    for middle in low + (high - low) * (np.arange(number) + 0.5) / number:
+        place = int(np.where(left, np.abs(values - middle), np.inf).argmin())
+        left[place] = False
+        chosen.append(place)
+    return chosen
+
+
 def compromise(values: Mapping[str, Sequence[float]], directions: Sequence[str]) -> str:
     """The candidate nearest to the ideal point, each objective scaled to [0, 1] between its worst and best value among the candidates.
 
@@ -312,7 +328,8 @@ def front_ranks(values: ArrayLike, directions: Sequence[str]) -> list[int]:
     """The Pareto rank of each point: 1 for the front, 2 for the front without the first, and so on.
 
     A point dominates another when it is at least as good in every objective and better in one; equal points share a rank. With one
-    objective this is the dense rank.
+    objective this is the dense rank. Points are taken in lexicographic order, so that each can only be dominated by those before it, and go
+    to the first front that holds none that dominates it, found by bisection (Zhang et al. 2015).
 
     Args:
         values: Finite numbers of shape (points, objectives).
@@ -320,15 +337,41 @@ def front_ranks(values: ArrayLike, directions: Sequence[str]) -> list[int]:
     """
     signs = np.array([-1.0 if direction == "maximize" else 1.0 for direction in directions])
     costs: Floats = np.asarray(values, dtype=np.float64).reshape(-1, len(directions)) * signs
-    no_worse: Bools = np.all(costs[:, None, :] <= costs[None, :, :], axis=2)  # [i, j]: i is nowhere worse than j
-    dominates = no_worse & ~no_worse.T
-    ranks = np.zeros(len(costs), dtype=np.int64)
-    rank = 0
-    while (open_points := ranks == 0).any():
-        rank += 1
-        beaten: Bools = np.any(dominates[open_points], axis=0)
-        ranks[open_points & ~beaten] = rank
-    return [int(found) for found in ranks]
+    points, place = np.unique(costs, axis=0, return_inverse=True)  # in lexicographic order
+    if costs.shape[1] > 2:
+        ranks = _ranks_by_members(points[:, 1:])
+    else:
+        ranks = _ranks_by_last(points[:, -1] if costs.shape[1] == 2 else np.zeros(len(points)))
+    return [ranks[at] for at in place.ravel()]
+
+
+def _ranks_by_last(second: Floats) -> list[int]:
+    """Of two objectives the last point of a front has the least of the second, which grows from front to front."""
+    ranks, last = list[int](), list[float]()
+    for cost in second.tolist():
+        front = bisect_right(last, cost)
+        last[front : front + 1] = [cost]
+        ranks.append(front + 1)
+    return ranks
+
+
+def _ranks_by_members(others: Floats) -> list[int]:
+    """The first front without a point that is no worse in all objectives but the first, in which none is better."""
+    ranks, fronts = list[int](), list[list[int]]()
+
+    def dominated(front: int, at: int) -> bool:
+        return bool((others[fronts[front]] <= others[at]).all(axis=1).any())
+
+    for at in range(len(others)):
+        low, high = 0, len(fronts)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if dominated(middle, at) else (low, middle)
+        if low == len(fronts):
+            fronts.append([])
+        fronts[low].append(at)
+        ranks.append(low + 1)
+    return ranks
 
 
 def running_mean(seeds: Sequence[Mapping[int, float]]) -> dict[int, float]:

@@ -18,7 +18,7 @@ WIDTH = 120
 """Columns where there is no terminal to ask."""
 
 
-def show(directory: Path, console: Console | None = None) -> None:
+def show(directory: Path | str, console: Console | None = None) -> None:
     """Prints how a study stands, with all its trials.
 
     Raises:
@@ -28,7 +28,7 @@ def show(directory: Path, console: Console | None = None) -> None:
     console.print(render(read_status(directory), console))
 
 
-def follow(directory: Path, console: Console | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
+def follow(directory: Path | str, console: Console | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
     """Shows it anew until the study is over or Ctrl-C comes.
 
     Raises:

@@ -20,11 +20,12 @@ from rich.table import Table
 from fat_ray.errors import InputError
 from fat_ray.replay import costs
 from fat_ray.replay.recording import Recording
-from fat_ray.replay.settings import REPLAYED, WINDOW, Settings, settings_of
+from fat_ray.replay.settings import WINDOW, Settings, settings_of
 from fat_ray.replay.simulate import Schedules, coarser, decisions, replay
 from fat_ray.rules import Ints
 from fat_ray.spec.document import parse
 from fat_ray.spec.path import shorten
+from fat_ray.spec.run import REPLAYED
 from fat_ray.view import text
 
 JSON_VERSION = 1

@@ -19,7 +19,7 @@ from fat_ray.records.manifest import read_manifest
 from fat_ray.records.reader import read_table, run_start, runs
 from fat_ray.replay import costs
 from fat_ray.replay.recording import Recording, frozen_at, spec_of
-from fat_ray.replay.reference import reference, references
+from fat_ray.replay.reference import locate, reference, references
 from fat_ray.replay.settings import WINDOW, differing, settings_of, unknown_fields
 from fat_ray.replay.simulate import Schedules, replay
 from fat_ray.rules import Bools, Ints
@@ -83,18 +83,21 @@ class Check:
     skipped: Sequence[tuple[str, str, str]]
 
 
-def check(directories: Sequence[Path]) -> Check:
-    """Foretells each Fisher-drift run of some studies from a run of the same study that froze nothing.
+def check(places: Sequence[Path]) -> Check:
+    """Foretells Fisher-drift runs from a run of the same study that froze nothing.
+
+    Args:
+        places: Studies' directories, or ``<directory>/<run>`` for one run.
 
     Raises:
         InputError: A study has no run that recorded drift and froze nothing.
         RecordError: Records cannot be read.
     """
     found, skipped = list[Foretold](), list[tuple[str, str, str]]()
-    for directory in directories:
+    for directory, chosen in map(locate, places):
         study = read_manifest(directory).name
         known = list(references(directory)) or [reference(directory)]  # which says what is missing
-        for run in runs(directory):
+        for run in runs(directory) if chosen is None else [chosen]:
             if run in {recording.run for recording in known} or run_start(directory, run).spec["freeze"]["policy"] != "fisher_drift":
                 continue
             try:

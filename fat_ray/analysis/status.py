@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pydantic import TypeAdapter
 
-from fat_ray.analysis.compare import Comparison, compare
-from fat_ray.analysis.read import Study, collect, scan
+from fat_ray.analysis.compare import Comparison, Options, compare_studies
+from fat_ray.analysis.read import Study, collect, open_studies, scan, tolerantly
 from fat_ray.events import Status
 from fat_ray.records.driver import DONE, ENDING, RUNNING, UNKNOWN, DriverReport, judge, read_report
 from fat_ray.rules import running_mean
+from fat_ray.spec.baseline import Baseline, as_section
 from fat_ray.spec.study import num_trials
 from fat_ray.view import picture as view
 from fat_ray.view import text
@@ -22,19 +24,23 @@ from fat_ray.view.picture import Picture, TrialLine
 Row = dict[str, Any]
 
 
-def read_status(directory: Path, now: datetime | None = None) -> Picture:
+def read_status(directory: Path | str, now: datetime | None = None) -> Picture:
     """How the study in a directory stands.
 
     Args:
-        directory: The study's directory.
+        directory: The study's directory, or its URI.
         now: The present, with a time zone; None: ask the clock.
 
     Raises:
         RecordError: There is no study, or its records cannot be read.
     """
-    now = now or datetime.now(UTC)
-    report, comparison = read_report(directory), compare([directory])
-    study = comparison.studies[0]
+    return tolerantly(open_studies([directory]), lambda studies: _picture(studies, now or datetime.now(UTC)))
+
+
+def _picture(studies: list[Study], now: datetime) -> Picture:
+    study, comparison = studies[0], compare_studies(studies, Options(statistics=False))
+    directory = study.directory
+    report = read_report(directory) if isinstance(directory, Path) else None
     total = num_trials(study.spec) if report is None else report.total
     state, detail = judge(report, directory, now) if report is not None else _unreported(study, comparison, total, now)
     return Picture(
@@ -46,11 +52,11 @@ def read_status(directory: Path, now: datetime | None = None) -> Picture:
         total=total,
         trials=_Lines(comparison, now, is_live=state in (RUNNING, ENDING, UNKNOWN)).all(),
         elapsed_s=_elapsed_s(comparison, report, state, now),
-        warnings=[] if report is None else report.warnings,
+        warnings=[*([] if report is None else report.warnings), *study.damage],
     )
 
 
-def as_json(picture: Picture, directory: Path) -> str:
+def as_json(picture: Picture, directory: Path | str) -> str:
     """The status as JSON with stable keys; docs/console.md describes them."""
     return json.dumps({**document(picture), "directory": str(directory)}, indent=2, ensure_ascii=False, allow_nan=False)
 
@@ -60,10 +66,10 @@ def _unreported(study: Study, comparison: Comparison, total: int, now: datetime)
     runs = comparison.runs
     if runs.height >= total * len(study.spec["seeds"]) and not (runs["status"] == "running").any():
         return DONE, ""
-    newest = max((part.stat().st_mtime for part in (study.directory / "records").glob("*/*/part-*.parquet")), default=None)
+    newest = max((info.mtime_ns or 0 for info in study.place.files("records", recursive=True)), default=None)
     if newest is None:
         return UNKNOWN, "nothing is recorded yet"
-    age = text.duration(now.timestamp() - newest)
+    age = text.duration(now.timestamp() - newest / 1e9)
     return UNKNOWN, f"the newest record is {age} old; whether its process lives cannot be seen from here"
 
 
@@ -85,6 +91,8 @@ class _Lines:
         self._seeds: list[int] = self._studies[0].spec["seeds"]
         self._began = self._by_run(scan(self._studies, "runs").select("run", "started_at"))
         self._curves, self._shares = self._metric_curves(), self._active_shares()
+        baselines = TypeAdapter(list[Baseline]).validate_python(self._studies[0].spec["baselines"])
+        self._baselines = {baseline.name: baseline.shown for baseline in map(as_section, baselines)}
 
     def all(self) -> list[TrialLine]:
         """In the order in which they began."""
@@ -104,7 +112,7 @@ class _Lines:
         state = self._state(rows)
         return TrialLine(
             name=_name(last),
-            params=json.loads(last["params_json"]),
+            params=json.loads(last["params_json"]) or self._baselines.get(last["label"], {}),
             state=state,
             seeds_done=sum(row["status"] == Status.COMPLETED for row in rows),
             seeds=max(len(self._seeds), len(rows)) if last["role"] != "single" else 1,

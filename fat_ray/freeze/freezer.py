@@ -63,7 +63,7 @@ class Freezer:
         policy: Who decides instead of the policy that `spec` names, such as `freeze.scheduled.RandomMatched(schedule, seed)`.
         steps: Optimizer steps of the whole run, for policies that have to know.
         seed: Of policies that choose at random.
-        emit: Receives what was measured and decided.
+        emit: Receives what was measured and decided, and what is remembered.
 
     Attributes:
         ranks: The ranks that train the model together; None: all ranks.
@@ -298,8 +298,8 @@ class Freezer:
             active_groups=int(self.entries.active.sum()),
             threshold=decision.threshold,
             limited_by=decision.limited_by,
-            frontier=self.frontier,
             decide_s=decide_s,
+            frontier=self.frontier,
         )
 
 

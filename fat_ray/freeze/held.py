@@ -1,7 +1,7 @@
 """Norm layers whose running statistics stand still once all their parameters are frozen (`freeze.frozen_statistics: hold`)."""
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from fat_ray.freeze.disguise import Disguised, disguise, reveal
 from fat_ray.freeze.sliced import active_runs
@@ -30,6 +30,14 @@ def let_go(model: nn.Module) -> None:
         if isinstance(module, Held):
             reveal(module, Held)
             module.train(model.training)
+
+
+def normalises_by_batch(module: nn.Module) -> bool:
+    """Whether what the module returns, or keeps, depends on the statistics of the batch, in its present mode."""
+    if not isinstance(module, _NormBase):
+        return False
+    uses_batch = isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+    return uses_batch or (module.training and module.running_mean is not None)
 
 
 def _is_frozen(norm: nn.Module) -> bool:

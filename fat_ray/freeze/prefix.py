@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from fat_ray.freeze.disguise import Disguised, disguise, reveal
+from fat_ray.freeze.held import normalises_by_batch
 from fat_ray.freeze.recall import Recall, Shared, Tell
 from fat_ray.freeze.sliced import active_runs
 
@@ -158,7 +158,7 @@ def _obstacle(path: str, module: nn.Module) -> str:
         where = f"{path}.{name}".strip(".") or "the model"
         if active_runs(inner) or any(parameter.requires_grad for parameter in inner.parameters(recurse=False)):
             return f"{where} is active"
-        if isinstance(inner, _NormBase) and inner.training and (inner.track_running_stats or isinstance(inner, _BatchNorm)):
+        if normalises_by_batch(inner):
             return f"{where} normalises by each batch (freeze.frozen_statistics: hold)"
         if isinstance(inner, _DropoutNd) and inner.training and inner.p > 0:
             return f"{where} drops at random"

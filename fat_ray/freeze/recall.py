@@ -6,6 +6,7 @@ examples, in other places and other company. While answers are given, every so o
 compared.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from fat_ray.freeze.digest import Digest, Fingerprint, digest, same_bits
 from fat_ray.freeze.examples import Taken, UnsuitableError, has_examples, is_batch, joined, keys, part, take
+from fat_ray.freeze.held import normalises_by_batch
 
 CHECK_EVERY = 32
 """Every so many answers are compared with what the module computes."""
@@ -102,8 +104,7 @@ class Recall:
     def __init__(self, path: str, body: nn.Module, shared: Shared) -> None:
         self.path, self.body, self.spared, self._shared = path, body, 0, shared
         self._modules = list(body.modules())
-        self._norms = [module for module in self._modules if hasattr(module, "running_mean")]
-        self._weights = Fingerprint()
+        self._weights, self._version = Fingerprint(), next(_VERSIONS)
         self._forms: dict[Digest, _Form] = {}
         self._answers: dict[Digest, list[Tensor]] = {}
         self._num_answered = 0
@@ -142,6 +143,7 @@ class Recall:
         self._shared.used -= sum(_nbytes(answer) for answer in self._answers.values())
         self._answers.clear()
         self._forms.clear()
+        self._version = next(_VERSIONS)
 
     def _is_steady(self) -> bool:
         """Whether the module is called in training, as it is written, with statistics that stand still."""
@@ -149,7 +151,7 @@ class Recall:
             return False
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._are_functorch_transforms_active():  # noqa: SLF001
             return False
-        if torch.is_inference_mode_enabled() or any(norm.training for norm in self._norms):
+        if torch.is_inference_mode_enabled() or any(normalises_by_batch(module) for module in self._modules):
             return False
         return not any(inner._forward_hooks or inner._forward_pre_hooks for inner in self._modules[1:])  # noqa: SLF001  they want to be called
 
@@ -161,6 +163,8 @@ class Recall:
         if self._weights.changed([*self.body.parameters(), *self.body.buffers()]):
             self.forget()
         count = tensors[0].shape[0] if tensors[0].ndim else 1
+        if not count:
+            return None
         kind = tensors[0].device.type
         modes = bytes(module.training for module in self._modules)
         autocast = repr((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))).encode()
@@ -175,6 +179,8 @@ class Recall:
             computed = _call(compute, question.given)
             if not same_bits(take(computed).tensors, tensors):
                 self.give_up(f"it returns other bits for the same examples; up to {CHECK_EVERY} answers before may have been wrong")
+            else:
+                self._tag(question, take(computed).tensors)
             return computed
         self.spared += 1
         self._tag(question, tensors)
@@ -235,9 +241,12 @@ class Recall:
 
     def _tag(self, question: _Question, tensors: Sequence[Tensor]) -> None:
         for number, tensor in enumerate(tensors):
-            source = f"{self.path} {number}".encode()
+            source = f"{self._version} {number}".encode()
             self._shared.tags.put(tensor, [digest(source, key) for key in question.keys])
 
+
+_VERSIONS = itertools.count()
+"""One for each module with each of its weights: what another one returns is never taken for its output."""
 
 _MARK = torch.empty(0)
 """Stands for a tensor."""

@@ -133,8 +133,8 @@ TABLES: dict[str, pa.Schema] = {
         ("active_groups", pa.int32()),
         ("threshold", pa.float64()),
         ("limited_by", pa.string()),
-        ("frontier", pa.string()),
         ("decide_s", pa.float64()),
+        ("frontier", pa.string()),
     ),
     # What a reader should know, in words.
     "notices": _schema("notices", ("step", pa.int32()), ("topic", pa.string()), ("text", pa.string())),
@@ -159,6 +159,21 @@ TABLES: dict[str, pa.Schema] = {
     ),
 }
 """In the order in which a flush writes them: who sees a row also finds the rows that it speaks of, and after `ends` nothing is missing."""
+
+ROW_KEYS = {
+    "groups": ("group",),
+    "runs": (),
+    "resumptions": ("resumed_at",),
+    "layers": ("place",),
+    "steps": ("step",),
+    "evals": ("step", "split", "metric"),
+    "drift": ("update", "group"),
+    "freezes": ("group",),
+    "events": ("event",),
+    "notices": ("step", "topic", "text"),
+    "ends": (),
+}
+"""What a row is about, besides its run: a run that was started again writes it again, and the later row counts."""
 
 Columns = dict[str, Sequence[Any]]
 """Values by column, all of the same length; a column that is left out is null."""

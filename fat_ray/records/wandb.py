@@ -71,20 +71,13 @@ class WandbMirror:
                 _check_credentials()
 
     def begin_anew(self, run: str) -> None:
-        """Removes what an interrupted driver has mirrored offline: the whole run is mirrored again, from the records, under the same id.
-
-        Online, W&B itself replaces a run by one that is begun under the same id.
-        """
+        """Forgets that a run has been mirrored: all of it is mirrored again, from the records, under the same id."""
         self._mark(run).unlink(missing_ok=True)
-        for left in (self._directory / "wandb").glob(f"**/offline-run-*-{self._id(run)}"):
-            shutil.rmtree(left, ignore_errors=True)
 
     def catch_up(self, runs: Iterable[str]) -> None:
         """Mirrors runs that have ended, but for those that have been mirrored to their end: a driver may have been killed before it was."""
         for run in runs:
-            if not (self._off or self._is_finished(run)):
-                self.begin_anew(run)
-                self.finish(run)
+            self.finish(run)
 
     def _mark(self, run: str) -> Path:
         """A file that is there when all of a run has been mirrored."""
@@ -134,6 +127,9 @@ class WandbMirror:
     def _open(self, run: str) -> _Live:
         import wandb
 
+        # What a killed driver has mirrored. Online, W&B itself replaces a run by one that is begun under the same id.
+        for left in (self._directory / "wandb").glob(f"offline-run-*-{self._id(run)}"):
+            shutil.rmtree(left, ignore_errors=True)
         start = run_start(self._directory, run)
         handle = wandb.init(
             project=self._spec.project,

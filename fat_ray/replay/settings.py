@@ -15,27 +15,13 @@ from fat_ray.rules import Ints
 from fat_ray.spec.base import nearest
 from fat_ray.spec.keys import run_fields, value_adapter
 from fat_ray.spec.path import shorten
-from fat_ray.spec.run import RunSpec
+from fat_ray.spec.run import REPLAYED, RunSpec
 from fat_ray.spec.space import lookup
 from fat_ray.spec.study import as_json
 from fat_ray.spec.wording import message
 
-REPLAYED = (
-    "freeze.threshold",
-    "freeze.every",
-    "freeze.warmup_steps",
-    "freeze.floor",
-    "freeze.cap",
-    "freeze.confidence",
-    "drift.smoothing",
-    "drift.start",
-    "drift.score",
-    "fisher.every",
-)
-"""Fields of a run that decide what becomes of measured distances. All others decide what is trained or how distances are measured."""
-
 WINDOW = "fisher.every"
-"""The one whose replay is an approximation, see `simulate.coarser`."""
+"""The replayed field whose replay is an approximation, see `simulate.coarser`."""
 
 
 @dataclass(frozen=True)

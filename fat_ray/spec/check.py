@@ -36,7 +36,9 @@ def cross_problems(data: Mapping[str, Any], spec: StudySpec | None) -> Iterator[
         data: The file's data, valid or not.
         spec: The specification, when the file is otherwise valid.
     """
-    search = data.get("search")
+    if isinstance(search := data.get("search"), dict):
+        search = {key: value for key, value in search.items() if key != "warm_start"}
+        data = {**data, "search": search}
     conditional = [] if spec is None else list(_conditions(data, spec))
     yield from conditional
     if isinstance(search, dict):

@@ -224,6 +224,21 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """What a preset sets; every other field keeps its default. The defaults themselves are `corrected`."""
 
+REPLAYED = (
+    "freeze.threshold",
+    "freeze.every",
+    "freeze.warmup_steps",
+    "freeze.floor",
+    "freeze.cap",
+    "freeze.confidence",
+    "drift.smoothing",
+    "drift.start",
+    "drift.score",
+    "fisher.every",
+)
+"""Fields of a run that decide what becomes of measured distances, and so can be replayed. All others decide what is trained, or how
+distances are measured."""
+
 
 class MethodSpec(Strict):
     """What is measured, and when groups freeze: all that `freeze.freezer.Freezer` has to know."""

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fat_ray.spec.base import nearest
+from fat_ray.spec.baseline import BaselineSpec
 from fat_ray.spec.condition import Condition, in_order
 from fat_ray.spec.path import Path, shorten
+from fat_ray.spec.run import REPLAYED
 from fat_ray.spec.space import Choice, Distribution, grid_size, lookup, num_values, values
 from fat_ray.spec.study import StudySpec
 
@@ -74,8 +76,46 @@ def _wrong(condition: Condition, spec: StudySpec, known: Mapping[str, Any], unfi
     return None
 
 
+def observers(spec: StudySpec) -> list[BaselineSpec]:
+    """The baselines that record drift and freeze nothing, else alike to the base run: what a search with a warm start can replay."""
+    base = {"freeze.policy": spec.freeze.policy, "fisher.record": spec.fisher.record}
+    found = []
+    for baseline in spec.references:
+        changed = {**base, **baseline.changes}
+        if (changed["freeze.policy"], changed["fisher.record"]) == ("none", "always") and baseline.changes.keys() <= {*base, *REPLAYED}:
+            found.append(baseline)
+    return found
+
+
+def _warm_start_problems(spec: StudySpec) -> Iterator[Finding]:
+    """Why the first trials cannot be chosen by a replay."""
+    if spec.warm_start == "none":
+        return
+    path = ("search", "warm_start")
+    if spec.sampler.name not in WARMED:
+        yield path, "replay", f"is for {', '.join(WARMED)}, whose first trials are drawn at random, not for sampler {spec.sampler.name}"
+    if "preset" in spec.search:
+        yield path, "replay", "cannot foretell presets, which change how drift is measured; remove preset from the search"
+    if not spec.search.keys() & set(REPLAYED):
+        yield path, "replay", f"needs one of {', '.join(REPLAYED)} among what is searched"
+    observer = next(iter(observers(spec)), None)
+    if observer is None:
+        yield path, "replay", f"needs a baseline that records drift and freezes nothing, such as {_OBSERVER}"
+        return
+    window, searched = observer.changes.get("fisher.every", spec.fisher.every), spec.search.get("fisher.every")
+    wanted = [spec.fisher.every] if searched is None else values(searched)
+    if any(int(str(value)) % int(str(window)) for value in wanted):
+        yield path, "replay", f"needs values of fisher.every that are multiples of {window}, the window of baseline {observer.name}"
+
+
+_OBSERVER = "{name: observed, policy: none, set: {fisher.record: always}}"
+WARMED = ("tpe", "gp", "nsga2", "nsga3")
+"""Samplers that begin with trials at random, and learn from them."""
+
+
 def sampler_problems(spec: StudySpec) -> Iterator[Finding]:
     """What the sampler cannot do with this space and these objectives, conditions being right."""
+    yield from _warm_start_problems(spec)
     run = spec.model_dump(mode="json")
     if spec.search and not any(branches(spec.search, run, key) for key in spec.search):
         yield ("search",), None, "no parameter can ever be suggested: no condition holds for the base run; change it, or remove the search"

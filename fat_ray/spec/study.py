@@ -87,12 +87,21 @@ class WandbSpec(Strict):
     entity: str | None = None
 
 
+def _with_warm_start(schema: dict[str, Any]) -> None:
+    """The JSON Schema of `search`: one of its keys is no field."""
+    schema["properties"] = {"warm_start": {"enum": ["none", "replay"], "type": "string"}}
+
+
 class StudySpec(RunSpec):
     """A whole study file."""
 
     name: Name
-    search: dict[str, Distribution] = {}
-    """Dotted field of the run, such as `freeze.threshold`, to the values it may take."""
+    search: Annotated[dict[str, Distribution], Field(json_schema_extra=_with_warm_start)] = {}
+    """Dotted field of the run, such as `freeze.threshold`, to the values it may take; and `warm_start`."""
+    warm_start: Literal["none", "replay"] = "none"
+    """Where a search begins; written `search: {warm_start: replay}`. none: wherever the sampler's first trials fall; replay: spread over
+    the range of mean_active that a replay foretells, from a baseline that records drift without freezing, such as
+    `{name: observed, policy: none, set: {fisher.record: always}}`."""
     objectives: Annotated[list[Objective], Field(min_length=1, max_length=3)] = [
         Objective(metric="val/f1", direction="maximize"),
         Objective(metric="mean_active", direction="minimize"),
@@ -111,6 +120,15 @@ class StudySpec(RunSpec):
     wandb: WandbSpec = WandbSpec()
     output: str = "out"
     """Directory in which the study's own directory `<output>/<name>` is made."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_warm_start(cls, given: Any) -> Any:
+        """In a file it stands among what is searched, whose other keys are fields."""
+        search = given.get("search") if isinstance(given, dict) else None
+        if not isinstance(search, dict) or "warm_start" not in search:
+            return given
+        return {**given, "search": {key: value for key, value in search.items() if key != "warm_start"}, "warm_start": search["warm_start"]}
 
     @property
     def run(self) -> RunSpec:

@@ -74,7 +74,7 @@ def field_path(loc: Path) -> Path:
         return path[:4] if path[2:3] == ("choices",) else path
     if loc[:1] == ("baselines",) and len(loc) > 2:
         return (*loc[:2], *loc[3:])
-    return loc
+    return ("search", *loc) if loc == ("warm_start",) else loc
 
 
 def message(error: ErrorDetails, path: Path, data: Any, root: type[Strict] = StudySpec) -> str:

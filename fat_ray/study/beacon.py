@@ -2,13 +2,15 @@
 
 import os
 import threading
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fat_ray.errors import RecordError
 from fat_ray.records.driver import BEAT_S, DriverReport, this_host, write_report
 from fat_ray.study.ledger import Ledger
 from fat_ray.study.portrait import going
+from fat_ray.train.lease import is_superseded, read_driver
 
 
 class Beacon:
@@ -21,7 +23,8 @@ class Beacon:
 
     def __init__(self, directory: Path, ledger: Ledger) -> None:
         self._directory, self._ledger = directory, ledger
-        self._began_at = _now()
+        self._driver = read_driver(directory).number
+        self._began_at = _at(ledger.started_s - time.monotonic())
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="fat_ray-beacon", daemon=True)
 
@@ -43,12 +46,14 @@ class Beacon:
 
     def _say(self, state: str, detail: str) -> None:
         ledger = self._ledger
-        report = DriverReport(os.getpid(), this_host(), self._began_at, _now(), state, detail, ledger.total, list(ledger.notes))
+        report = DriverReport(os.getpid(), this_host(), self._began_at, _at(0.0), state, detail, ledger.total, list(ledger.notes))
         try:
-            write_report(self._directory, report)
+            if not is_superseded(self._directory, self._driver):  # else another driver speaks here now
+                write_report(self._directory, report)
         except RecordError:  # a full disk, or a file system that is away: silence says it too
             return
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _at(after_s: float) -> str:
+    """So many seconds from now."""
+    return (datetime.now(UTC) + timedelta(seconds=after_s)).isoformat(timespec="seconds")

@@ -49,8 +49,9 @@ class ConsoleCallback(Callback):  # type: ignore[misc]
         self._portrait = Portrait(spec, ledger)
         self._metric = self._portrait.shown.metric
         self._console = console or Console(stderr=True, force_jupyter=False)
-        # Decided now: stdout may be redirected while the study runs.
-        self._is_live = self._console.is_terminal and sys.stdout.isatty() and not quiet and not plain
+        # Of the process, whatever it is redirected to while the study runs.
+        stdout_is_terminal = sys.__stdout__ is not None and sys.__stdout__.isatty()
+        self._is_live = self._console.is_terminal and stdout_is_terminal and not quiet and not plain
         self._live: Live | None = None
         self._show_html = None if quiet or plain else show_html
         self._next_page_s = float("-inf")

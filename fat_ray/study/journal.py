@@ -17,6 +17,7 @@ from fat_ray.records.redact import scrub
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.sampler import build_sampler
 from fat_ray.study.space import suggest_params
+from fat_ray.study.warm_start import WarmStart
 
 JOURNAL = "optuna.journal"
 _ASKED = "runs"
@@ -33,13 +34,16 @@ class Journal:
     Args:
         spec: The study.
         directory: Its directory, on a file system that only the driver writes the journal of; not one shared by NFS.
+
+    Attributes:
+        warm_start: What the first trials are, where no sampler chooses them.
     """
 
     def __init__(self, spec: StudySpec, directory: Path) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path = directory / JOURNAL
         _mend(path)
-        self._spec = spec
+        self._spec, self.warm_start = spec, WarmStart(spec, directory)
         self._storage = JournalStorage(JournalFileBackend(str(path)))
         self._study = self._open()
 
@@ -58,8 +62,8 @@ class Journal:
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """All trials, by number."""
-        return self._study.get_trials(deepcopy=False)
+        """All trials that were asked for, by number."""
+        return [trial for trial in self._study.get_trials(deepcopy=False) if trial.state is not TrialState.WAITING]
 
     @property
     def outcomes(self) -> list[Sequence[float] | None]:
@@ -79,6 +83,9 @@ class Journal:
         if sampler is None:
             return None
         self._study.sampler = sampler
+        start = self.warm_start.setting(len(self.trials))
+        if start is not None and not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):  # a killed driver leaves one
+            self._study.enqueue_trial(start.params, {"foretold_mean_active_fraction": start.foretold})
         asked = self._study.ask()
         params = suggest_params(asked, self._spec.search, self._spec.run)
         asked.set_user_attr(_ASKED, [f"t{asked.number:04d}-s{seed}" for seed in self._spec.seeds])  # last: see `_mend`

@@ -150,7 +150,7 @@ def _run(
     with ray_log(directory / "logs" / "ray.log"):
         course = Course(spec, directory, ledger)
         if course.is_over(time.monotonic()):
-            ready.mirror.catch_up(course.ended_runs)
+            course.tidy_up(ready.mirror)
             return True
         with (
             watched(spec, directory, ledger, quiet=quiet, on_event=on_event) as watch,

@@ -23,6 +23,11 @@ class Close(StrEnum):
     OUT_OF_DISK = "too little disk space"
     NO_ROOM = "no room on the cluster"
 
+    @property
+    def may_go_on(self) -> bool:
+        """Whether what was stopped goes on when the study is resumed; what a budget ended stays as it is."""
+        return self in (Close.INTERRUPTED, Close.OUT_OF_DISK)
+
 
 @dataclass(frozen=True)
 class Cost:

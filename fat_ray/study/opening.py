@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from fat_ray.errors import InputError, OutputError
+from fat_ray.errors import InputError
 from fat_ray.records.manifest import create_study, discard_study
 from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.check import substitute
@@ -57,7 +57,7 @@ def opened(
     try:
         mirror = WandbMirror(directory, spec.wandb)
         mirror.check_writable()
-        with _alone(directory):
+        with sole_driver(directory):
             yield Opened(mirror, _weights_bytes(model))
     except (InputError, KeyboardInterrupt):
         discard_study(directory)  # the same command may be given again
@@ -74,25 +74,10 @@ def reopened(spec: StudySpec, directory: Path) -> Iterator[Opened]:
     from fat_ray.tasks.registry import check_task
 
     model = check_task(spec.task)
-    with _alone(directory):
+    with sole_driver(directory):
         mirror = WandbMirror(directory, spec.wandb)
         mirror.check_writable()
         yield Opened(mirror, _weights_bytes(model))
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Makes this process the driver of the study.
-
-    Raises:
-        OutputError: Another process is.
-    """
-    with ExitStack() as held:
-        try:
-            held.enter_context(sole_driver(directory))
-        except BlockingIOError as error:
-            raise OutputError(f"another process is at work in {directory}; wait for it, or stop it first") from error
-        yield
 
 
 def _weights_bytes(model: "nn.Module") -> int:

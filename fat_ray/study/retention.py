@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def prune_checkpoints(directory: Path, spec: StudySpec, ledger: Ledger) -> list[str]:
     """Removes the checkpoints of all runs whose trials ended and are not on the front; of runs that the ledger does not know, none.
 
-    The best trial of each objective is on the front, and so is the best compromise. Trials that were stopped on request may go on later.
+    The best trial of each objective is on the front, and so is the best compromise. Trials of a study that was interrupted may go on.
 
     Args:
         directory: The study's directory.
@@ -31,7 +31,7 @@ def prune_checkpoints(directory: Path, spec: StudySpec, ledger: Ledger) -> list[
     if spec.train.checkpoint.retain == "all":
         return []
     kept = {trial.name for trial in front(ledger, spec)}
-    over = {job.run for trial in ledger.trials if _is_over(trial) and trial.name not in kept for job in trial.jobs}
+    over = {job.run for trial in ledger.trials if _is_over(trial, ledger) and trial.name not in kept for job in trial.jobs}
     removed = [run for run in runs_with_checkpoints(directory) if run in over]
     for run in removed:
         try:
@@ -61,5 +61,7 @@ def front(ledger: Ledger, spec: StudySpec) -> list[Trial]:
     return [trial for (trial, _), rank in zip(known, ranks, strict=True) if rank == 1]
 
 
-def _is_over(trial: Trial) -> bool:
-    return trial.status not in (None, Status.STOPPED)
+def _is_over(trial: Trial, ledger: Ledger) -> bool:
+    """Whether it has ended, and does not go on when the study is resumed."""
+    goes_on = trial.status is Status.STOPPED and ledger.close is not None and ledger.close.may_go_on
+    return trial.status is not None and not goes_on

@@ -54,6 +54,11 @@ def _seeded(spec: StudySpec, seed: int) -> BaseSampler:
             return RandomSampler(seed=seed)
 
 
+def num_random(spec: StudySpec) -> int:
+    """Trials that the sampler draws at random before it learns from them, of those that do."""
+    return _population(spec) if spec.sampler.name in ("nsga2", "nsga3") else spec.sampler.startup_trials
+
+
 def _population(spec: StudySpec) -> int:
     """Optuna's 50, but few enough that a small budget holds more than the random first generation."""
     return spec.sampler.population or min(50, max(4, spec.budget.trials // 4))

@@ -81,4 +81,4 @@ class CooperativeScheduler(FIFOScheduler):  # type: ignore[misc]
         known = sorted(key for key in trial.evaluations[position][trial.step] if key.startswith("val/"))
         note = f"scheduler.metric {self._spec.metric} is not reported, so no trial was stopped early; the task reports {', '.join(known)}"
         if self._spec.metric not in known and note not in self._ledger.notes:
-            self._ledger.notes.append(note)
+            self._ledger.warn(note)

@@ -17,6 +17,7 @@ from fat_ray.events import RunEnd, Status
 from fat_ray.records.reader import runs
 from fat_ray.rules import compromise
 from fat_ray.spec.baseline import BaselineSpec
+from fat_ray.spec.search import observers
 from fat_ray.spec.study import StudySpec, as_json, num_search_trials
 from fat_ray.study.front import trials_without_gain
 from fat_ray.study.jobs import matched_random, reference_trial, search_trial
@@ -162,6 +163,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
             if not baseline.is_matched and baseline.name not in entered:
                 yield reference_trial(self._spec, self._directory, baseline)
         yield from self._gone_on(trial for trial in self._ledger.trials if not trial.is_baseline)
+        yield from self._observed()
         yield from self._searched()
         for baseline in self._spec.references:
             if not baseline.is_matched or self._journal.concluded(baseline.name):
@@ -196,6 +198,14 @@ class StudySearch(Searcher):  # type: ignore[misc]
         else:
             yield trial
 
+    def _observed(self) -> Iterator[None]:
+        """Waits until the drift is recorded that a warm start replays; says so if there is none."""
+        names = [observer.name for observer in observers(self._spec)] if self._spec.warm_start == "replay" else []
+        while any(trial.name in names for trial in self._ledger.live()):
+            yield None
+        if self._journal.warm_start.setting(len(self._journal.trials)) is None and self._journal.warm_start.problem:
+            self._ledger.warn(self._journal.warm_start.problem)
+
     def _searched(self) -> Iterator[Trial]:
         """The trials that Optuna suggests; a suggestion that is refused counts as one, so that the search ends whatever the space is."""
         while self._wants_more and (asked := self._journal.ask()) is not None:
@@ -229,9 +239,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         left, since = self._total - len(self._journal.trials), self._stalled_for
         if left and since is not None:
             self._ledger.total -= left
-            self._ledger.notes.append(
-                f"the search ended {left} trials early: for {since} trials its front had not grown (budget.patience_trials)"
-            )
+            self._ledger.warn(f"the search ended {left} trials early: for {since} trials its front had not grown (budget.patience_trials)")
 
     def _refuse(self, number: int, params: dict[str, Any], reason: str, *, tell: bool) -> None:
         """A suggestion whose values do not go together: the journal and, once, the user are told."""
@@ -242,9 +250,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         if self._refused == 1:
             chosen = ", ".join(f"{key} = {value}" for key, value in params.items())
             why = " ".join(reason.split())
-            self._ledger.notes.append(
-                f"suggested settings that do not go together are not run and use up the budget; first {chosen}: {why}"
-            )
+            self._ledger.warn(f"suggested settings that do not go together are not run and use up the budget; first {chosen}: {why}")
 
     def _report(self, trial: Trial, position: int) -> None:
         """The running mean of the objective at the evaluation that just came, at the steps of all seeds so far."""
@@ -263,7 +269,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
                 self._journal.report(trial.number, position * trial.steps + step, value)
 
     def _conclude(self, trial: Trial, failure: str | None) -> None:
-        interrupted = self._ledger.close is Close.INTERRUPTED
+        interrupted = self._ledger.close is not None and self._ledger.close.may_go_on
         ends = conclude(trial, self._directory, failure, time.monotonic(), for_good=not interrupted)
         for job in trial.jobs:
             clear_requests(self._directory, job.run, self._driver)
@@ -315,4 +321,4 @@ class StudySearch(Searcher):  # type: ignore[misc]
     def _skip(self, baseline: BaselineSpec) -> None:
         follow = self._followed(baseline)
         what = f"run {follow} of this study with policy fisher_drift" if follow else "run with policy fisher_drift"
-        self._ledger.notes.append(f"baseline {baseline.name} was skipped: no {what} completed, so there is no schedule to follow")
+        self._ledger.warn(f"baseline {baseline.name} was skipped: no {what} completed, so there is no schedule to follow")

@@ -15,6 +15,7 @@ from fat_ray.spec.study import StudySpec
 from fat_ray.study.callbacks import Mirror, Supervisor, used_up
 from fat_ray.study.ledger import Ledger
 from fat_ray.study.plan import Plan
+from fat_ray.study.retention import prune_checkpoints
 from fat_ray.study.room import Closing, Room
 from fat_ray.study.schedule import CooperativeScheduler
 from fat_ray.study.search import StudySearch
@@ -38,11 +39,6 @@ class Course:
         self.search = StudySearch(spec, directory, ledger)
         self.scheduler = CooperativeScheduler(spec.scheduler, spec.train.steps, ledger, directory)
 
-    @property
-    def ended_runs(self) -> list[str]:
-        """Ids of the runs that are over."""
-        return [run for trial in self.ledger.trials if trial.status is not None for run in trial.ends]
-
     def is_over(self, now_s: float) -> bool:
         """Whether nothing is left to do. What an earlier driver left when a budget of the whole study was used up is concluded.
 
@@ -55,6 +51,11 @@ class Course:
         if self.ledger.close is not None:
             self.search.close()
         return self.ledger.close is not None
+
+    def tidy_up(self, mirror: WandbMirror) -> None:
+        """Does what a killed driver had not come to: mirrors runs that ended, and removes checkpoints that nobody needs."""
+        mirror.catch_up([run for trial in self.ledger.trials if trial.status is not None for run in trial.ends])
+        prune_checkpoints(self.directory, self.spec, self.ledger)
 
 
 def run_trials(course: Course, plan: Plan, watchers: Sequence[Callback], listener: Listener, mirror: WandbMirror) -> None:
@@ -91,6 +92,7 @@ def run_trials(course: Course, plan: Plan, watchers: Sequence[Callback], listene
                 name="tune",
                 storage_path=str(logs),
                 verbose=0,
+                progress_reporter=tune.CLIReporter(),  # silent; in a notebook the default one wipes the cell
                 stop=Closing(ledger),
                 callbacks=[Room(spec, ledger), supervisor, Mirror(mirror, ledger), *watchers],
                 # One more than a run may use: a kept process whose node left fails a trial that has not even begun.
@@ -115,7 +117,7 @@ def _closing(course: Course, mirror: WandbMirror) -> Iterator[None]:
 def _close(course: Course, mirror: WandbMirror) -> None:
     course.search.close()
     mirror.close()
-    mirror.catch_up(course.ended_runs)
+    course.tidy_up(mirror)
 
 
 def _name(trial: TuneTrial, ledger: Ledger) -> str:

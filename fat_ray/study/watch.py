@@ -10,7 +10,10 @@ from typing import TextIO
 
 from ray.tune import Callback
 
+from fat_ray.errors import FatRayError, RecordError
 from fat_ray.records.driver import DONE, FAILED, STOPPED
+from fat_ray.records.files import free_bytes, mebibytes
+from fat_ray.records.manifest import MIN_FREE_BYTES
 from fat_ray.records.redact import scrub
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.announce import Announcer, OnEvent
@@ -80,7 +83,9 @@ def _end(ledger: Ledger, failure: BaseException | None) -> tuple[str, str]:
         return FAILED, scrub(f"{type(failure).__name__}: {failure}".partition("\n")[0])
     if ledger.failure:
         return FAILED, ledger.failure
-    return (DONE, "") if ledger.close is None else (STOPPED, str(ledger.close))
+    if ledger.close is None:
+        return DONE, ""
+    return STOPPED if ledger.close.may_go_on else DONE, str(ledger.close)
 
 
 @contextmanager
@@ -93,16 +98,33 @@ def watched(spec: StudySpec, directory: Path, ledger: Ledger, *, quiet: bool, on
         ledger: Its trials.
         quiet: Show nothing on the console.
         on_event: Told what happens, see `fat_ray.study.announce`; the console then shows plain lines.
+
+    Raises:
+        RecordError: The body failed because the disk was full.
     """
     watch = Watch(spec, directory, ledger, quiet=quiet, on_event=on_event)
     with _heard(ledger):
         watch.open()
         try:
             yield watch
-        except BaseException as error:
+        except BaseException as raised:
+            error = raised if isinstance(raised, FatRayError) else _explained(raised, directory)
             watch.close(error)
-            raise
+            if error is raised:
+                raise
+            raise error from raised
         watch.close(None)
+
+
+def _explained(error: BaseException, directory: Path) -> BaseException:
+    """What a full disk breaks, in Ray or elsewhere, says anything but that the disk is full."""
+    free = free_bytes(directory)
+    if not isinstance(error, Exception) or free >= MIN_FREE_BYTES // 8:
+        return error
+    return RecordError(
+        f"the disk of {directory} is full: {mebibytes(free)} free. What was recorded is whole; make space, then fat-ray resume "
+        f"{directory} goes on"
+    )
 
 
 class _Noted(logging.Handler):
@@ -119,9 +141,12 @@ class _Noted(logging.Handler):
 
 @contextmanager
 def _heard(ledger: Ledger) -> Iterator[None]:
-    """Within, warnings of this package go to the ledger, from where each is shown once, instead of to the terminal."""
+    """Within, warnings of this package go to the ledger, from where each is shown once, instead of to the terminal.
+
+    A log that cannot be written, say for want of space, does not fill the terminal with tracebacks either.
+    """
     logger, handler = logging.getLogger("fat_ray"), _Noted(ledger)
-    before, show = logger.propagate, warnings.showwarning
+    before, show, loud = logger.propagate, warnings.showwarning, logging.raiseExceptions
 
     def note(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
@@ -132,11 +157,10 @@ def _heard(ledger: Ledger) -> Iterator[None]:
             show(message, category, filename, lineno, file, line)
 
     logger.addHandler(handler)
-    logger.propagate = False
+    logger.propagate = logging.raiseExceptions = False
     warnings.showwarning = note
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.propagate = before
-        warnings.showwarning = show
+        logger.propagate, warnings.showwarning, logging.raiseExceptions = before, show, loud

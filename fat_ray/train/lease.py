@@ -20,6 +20,7 @@ from pathlib import Path
 
 from fat_ray.errors import RecordError, RunFailedError, SupersededError
 from fat_ray.records.files import write_atomic
+from fat_ray.records.lock import alone
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +76,9 @@ def sole_driver(directory: Path) -> Iterator[Driver]:
         This driver, with what those before it have worked.
 
     Raises:
-        BlockingIOError: Another process holds the lock.
+        OutputError: Another process holds the lock.
     """
-    path = directory / "control" / "driver.lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        _lock(file.fileno(), path)
+    with alone(directory):
         before = read_driver(directory)
         driver = Driver(before.number + 1, before.worked_s)
         write_driver(directory, driver)

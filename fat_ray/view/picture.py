@@ -13,6 +13,8 @@ WAITING, RUNNING, STOPPING, INTERRUPTED = "waiting", "running", "stopping", "int
 """What a trial that has not ended is doing, the last when its driver is gone; one that has ended has the word of its `Status`."""
 
 OVER = tuple(status.value for status in Status)
+DONE = tuple(status.value for status in Status if status is not Status.STOPPED)
+"""States of trials that are over for good: those that were stopped on request may go on."""
 TROUBLE = (Status.DIVERGED.value, Status.FAILED.value)
 
 
@@ -58,8 +60,8 @@ class TrialLine:
 
     @property
     def progress(self) -> float:
-        """Share of its steps that are done, over all seeds; 1 when it has ended."""
-        if self.is_over:
+        """Share of its steps that are done, over all seeds; 1 when it has ended for good."""
+        if self.state in DONE:
             return 1.0
         return min(1.0, (self.seeds_done + self.step / self.steps) / self.seeds)
 
@@ -96,8 +98,8 @@ class Picture:
 
     @property
     def done(self) -> int:
-        """Trials that have ended, however."""
-        return self.count(*OVER)
+        """Trials that have ended for good, however."""
+        return self.count(*DONE)
 
     @property
     def running(self) -> int:
@@ -106,8 +108,9 @@ class Picture:
 
     @property
     def queued(self) -> int:
-        """Trials that have not begun; none once the study is over."""
-        return max(0, self.total - self.done - self.running) if self.is_live else 0
+        """Trials that have not begun; none once the study is over for good."""
+        begun = sum(trial.state != WAITING for trial in self.trials)
+        return 0 if self.state in ("done", "failed") else max(0, self.total - begun)
 
     @property
     def is_live(self) -> bool:

@@ -10,9 +10,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fat_ray.events import Status
 from fat_ray.spec.study import Objective
 from fat_ray.view import text
-from fat_ray.view.picture import INTERRUPTED, OVER, TROUBLE, WAITING, Picture, TrialLine
+from fat_ray.view.picture import DONE, INTERRUPTED, TROUBLE, WAITING, Picture, TrialLine
 
 STYLES: Mapping[str, str] = {
     "waiting": "dim",
@@ -119,11 +120,15 @@ def left(seconds: float | None) -> str:
 
 
 def counts(picture: Picture) -> str:
-    """How many trials are done, and how; how many run and wait."""
-    ended = [f"{number} {state}" for state in OVER if (number := picture.count(state))]
-    ended += [f"{number} {INTERRUPTED}"] if (number := picture.count(INTERRUPTED)) else []
+    """How many trials are done, and how; how many run and wait, and may go on."""
+    ended = [f"{number} {state}" for state in DONE if (number := picture.count(state))]
+    halted = [f"{number} {state}" for state in (Status.STOPPED, INTERRUPTED) if (number := picture.count(state))]
     how = f" ({', '.join(ended)})" if ended else ""
-    return f"{picture.done} of {picture.total} done{how} · {picture.running} running · {picture.queued} queued"
+    if picture.is_live:
+        more = [f"{picture.running} running", f"{picture.queued} queued"]
+    else:
+        more = [f"{picture.queued} not begun"] if picture.queued else []
+    return " · ".join([f"{picture.done} of {picture.total} done{how}", *halted, *more])
 
 
 def visible(trials: Sequence[TrialLine], rows: int) -> list[TrialLine]:

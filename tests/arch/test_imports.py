@@ -36,6 +36,6 @@ def test_specification_loads_nothing_heavy() -> None:
     assert loaded_by("import fat_ray.spec.study, fat_ray.spec.load") == set()
 
 
-@pytest.mark.parametrize("module", ["compare", "report", "status"])
+@pytest.mark.parametrize("module", ["compare", "report", "status", "replay", "replay_check"])
 def test_analysis_loads_neither_torch_nor_ray_nor_wandb(module: str) -> None:
     assert not loaded_by(f"import fat_ray.analysis.{module}") & {"torch", "ray", "wandb", "optuna"}

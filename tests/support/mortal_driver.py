@@ -1,7 +1,7 @@
 """A driver that dies at any write, as a killed process does, and what a study that was gone on with must have in common with another."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,12 @@ from ray.tune.search import Searcher
 from fat_ray.engine.vault import checkpoints
 from fat_ray.records.reader import read_table, runs
 from fat_ray.records.schema import TABLES
+from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.study import StudySpec, as_json, num_trials
 from fat_ray.study import trial as trial_module
 from fat_ray.study.journal import JOURNAL
 from fat_ray.study.ledger import Ledger
+from fat_ray.study.retention import prune_checkpoints
 from fat_ray.study.tune import Course
 from fat_ray.train import worker
 from fat_ray.train.lease import sole_driver
@@ -85,10 +87,11 @@ def mortal(patch: pytest.MonkeyPatch) -> Iterator[Writes]:
 
 def live(spec: StudySpec, directory: Path, patch: pytest.MonkeyPatch) -> Ledger:
     """One life of a driver that plays Tune with one slot and trains in this process."""
+    directory.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(num_trials(as_json(spec)))
     with sole_driver(directory):
         course = Course(spec, directory, ledger)
-        patch.setattr(trial_module, "fit", lambda job, executor, report: run_local(job, report))
+        patch.setattr(trial_module, "fit", lambda job, report, **_: run_local(job, report))
         patch.setattr(worker, "RequestPoll", partial(RequestPoll, interval_s=0))
         number = 0
         while isinstance(config := course.search.suggest(trial_id := f"id{number}"), dict):
@@ -99,11 +102,13 @@ def live(spec: StudySpec, directory: Path, patch: pytest.MonkeyPatch) -> Ledger:
                 course.search.on_trial_result(tune_trial.trial_id, result)
 
             patch.setattr(trial_module.tune, "report", report)
-            trial_module.run_trial(config)
+            trial_module.run_trial({**config, "placement_timeout_s": 1.0})
             course.search.on_trial_complete(trial_id, {})
+            prune_checkpoints(directory, spec, ledger)
             number += 1
         assert config == Searcher.FINISHED
         course.search.close()
+        course.tidy_up(WandbMirror(directory, spec.wandb.model_copy(update={"mode": "disabled"})))
     return ledger
 
 
@@ -112,19 +117,21 @@ class _TuneTrial:
         self.trial_id = trial_id
 
 
-def all_of(directory: Path) -> dict[str, Any]:
-    """All that a study leaves, but for what a clock or a meter of memory says and how often it was interrupted."""
+def all_of(directory: Path, but: Container[str] = ()) -> dict[str, Any]:
+    """All that a study leaves, but for what a clock or a meter of memory says, these columns, and how often it was interrupted."""
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(directory / JOURNAL)))
     [summary] = optuna.get_all_study_summaries(storage)
     study = optuna.load_study(study_name=summary.study_name, storage=storage)
     trials = [
         (trial.number, trial.state.name, trial.params, trial.values, trial.intermediate_values, trial.user_attrs) for trial in study.trials
     ]
-    records = {(run, table): _rows(directory, run, table) for run in runs(directory) for table in TABLES if table != "resumptions"}
-    weights = {run: (checkpoints(directory, run)[0] / "model.safetensors").read_bytes() for run in runs(directory)}
+    records = {(run, table): _rows(directory, run, table, but) for run in runs(directory) for table in TABLES if table != "resumptions"}
+    weights = {
+        run: (checkpoints(directory, run)[0] / "model.safetensors").read_bytes() for run in runs(directory) if checkpoints(directory, run)
+    }
     return {"trials": trials, "baselines": study.user_attrs, "records": records, "weights": weights}
 
 
-def _rows(directory: Path, run: str, table: str) -> list[dict[str, str]]:
+def _rows(directory: Path, run: str, table: str, but: Container[str]) -> list[dict[str, str]]:
     rows = read_table(directory, table, run).to_pylist()
-    return [{name: repr(value) for name, value in row.items() if name not in CLOCKS} for row in rows]
+    return [{name: repr(value) for name, value in row.items() if name not in CLOCKS and name not in but} for row in rows]

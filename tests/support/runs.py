@@ -63,7 +63,7 @@ def body() -> list[Event]:
         Layers(["stem", "norm", None, "head"], [3e8, 0.0, 0.5e8, 0.5e8]),
         Drift(0, 0, [None] * 4, [None] * 4, [None] * 4, [None] * 4, [True] * 4),
         step(1, loss=0.4),
-        Freeze(1, 0, [], 0, 481, 4, threshold=0.05, limited_by="floor", frontier=None, decide_s=0.001),
+        Freeze(1, 0, [], 0, 481, 4, threshold=0.05, limited_by="floor", decide_s=0.001),
         step(2, loss=0.3),
         Drift(
             2,
@@ -74,7 +74,7 @@ def body() -> list[Event]:
             [0.01, 0.03, None, 0.05],
             [True, True, False, True],
         ),
-        Freeze(2, 1, [2], 32, 449, 3, threshold=None, limited_by="", frontier="norm", decide_s=0.002),
+        Freeze(2, 1, [2], 32, 449, 3, threshold=None, limited_by="", decide_s=0.002, frontier="norm"),
         Notice(2, "prefix", "outputs of stem are remembered; norm is active"),
         step(3, loss=0.2),
         step(4, loss=float("nan")),

@@ -63,7 +63,6 @@ def _freeze(step: int, event: int, frozen: int, remaining: int) -> Freeze:
         active_groups=1,
         threshold=-0.5,
         limited_by="",
-        frontier=None,
         decide_s=0.01,
     )
 

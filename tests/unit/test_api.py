@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import fat_ray
+from fat_ray.api import search_insights
 from fat_ray.errors import OutputError, RecordError, SpecError
 from fat_ray.spec.load import load_study
 from fat_ray.spec.run import FreezeSpec, TrainSpec
 from fat_ray.spec.study import Objective
-from tests.support.studies import FakeRun, write_study
+from tests.support.studies import FakeRun, study_spec, write_study
 
 
 def test_fields_and_file_give_the_same_study(tmp_path: Path) -> None:
@@ -68,6 +69,7 @@ def test_a_section_object_leaves_the_rest_to_the_preset() -> None:
     assert (study.spec.freeze.every, study.spec.freeze.threshold) == (5, -0.9)
 
 
+@pytest.mark.cpu_limit(5)  # imports polars
 def test_results_are_those_of_the_directory(tmp_path: Path) -> None:
     study = fat_ray.Study(name="mine", output=str(tmp_path))
     assert study.directory == tmp_path / "mine"
@@ -112,3 +114,29 @@ def test_launching_twice_is_one_clear_exception(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="mine already holds a study; choose another directory"):
         study.launch()
     assert (study.directory / "study.json").read_text() == "{}"
+
+
+@pytest.mark.cpu_limit(5)  # imports Optuna and scipy.stats
+def test_studies_are_compared_and_their_searches_looked_into(tmp_path: Path) -> None:
+    runs = [
+        FakeRun(f"t{trial:04d}-s0", trial=trial, f1=0.4 + 0.01 * trial, params={"freeze.threshold": -1 + 0.03 * trial})
+        for trial in range(24)
+    ]
+    write_study(tmp_path / "a", runs, spec=study_spec("a", steps=4, baselines=[]))
+    write_study(tmp_path / "b", runs[:2], spec=study_spec("b", steps=4, baselines=[]))
+    comparison = fat_ray.compare([tmp_path / "a", tmp_path / "b"], sort="val_last:desc")
+    assert comparison.runs["run"][0] == "t0023-s0"
+    first, second = search_insights(comparison)
+    assert (first.study, first.trials, first.best_share) == ("a", 24, 5 / 24)
+    assert first.importances[0].shares == {"freeze.threshold": 1.0}
+    assert (second.trials, second.importances[0].shares) == (2, {})
+    assert 0 <= second.hypervolume < first.hypervolume <= 1
+    assert first.ideal == second.ideal
+    assert first.ideal[0] == pytest.approx(0.63)
+    assert first.reference[0] == pytest.approx(0.4 - 0.023)
+
+
+def test_without_a_ranked_setting_there_is_no_front(tmp_path: Path) -> None:
+    write_study(tmp_path / "a", [FakeRun("t0000-s0", trial=0, status=None)], spec=study_spec("a", steps=4))
+    (insight,) = search_insights(fat_ray.compare([tmp_path / "a"]))
+    assert (insight.hypervolume, insight.front, insight.trials) == (None, 0, 0)

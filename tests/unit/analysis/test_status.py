@@ -18,6 +18,7 @@ from fat_ray.events import Eval, GroupInfo, RunEnd, RunStart, Status, Step
 from fat_ray.records.driver import DriverReport, this_host, write_report
 from fat_ray.records.manifest import create_study
 from fat_ray.records.parquet import ParquetSink
+from fat_ray.spec.baseline import BaselineSpec
 from fat_ray.spec.study import Objective, StudySpec
 from fat_ray.spec.study import as_json as spec_as_json
 
@@ -99,6 +100,18 @@ def test_trials_are_told_with_all_their_seeds(study: Path) -> None:
     assert (picture.done, picture.running, picture.queued) == (2, 1, 2)
 
 
+def test_what_a_baseline_sets_is_told(tmp_path: Path) -> None:
+    half = BaselineSpec(name="half", set={"freeze.floor": 0.5})
+    create_study(tmp_path, SPEC.model_copy(update={"baselines": ["none", half]}), "name: small\n")
+    for label in ("none", "half"):
+        sink = ParquetSink(tmp_path, f"{label}-s0")
+        groups = [GroupInfo("a", "a", "Linear", 300)]
+        sink.emit(RunStart(f"{label}-s0", "small", None, 0, "baseline", label, {}, spec_as_json(SPEC.run), {}, groups, BEGAN))
+        sink.flush()
+    lines = {trial.name: trial for trial in read_status(tmp_path).trials}
+    assert (lines["half"].params, lines["none"].params, lines["none"].is_baseline) == ({"freeze.floor": 0.5}, {}, True)
+
+
 def test_a_running_trial_tells_how_far_it_is(study: Path) -> None:
     begin(study, 2, minute=2, steps=4, f1=[0.25])
     beat(study)
@@ -114,7 +127,7 @@ def test_when_the_driver_is_gone_what_ran_is_interrupted(study: Path) -> None:
     assert picture.state == "gone"
     assert f"fat-ray resume {study} goes on" in picture.detail
     assert [trial.state for trial in picture.trials] == ["interrupted"]
-    assert (picture.running, picture.queued, picture.elapsed_s) == (0, 0, 240.0)
+    assert (picture.running, picture.queued, picture.elapsed_s) == (0, 4, 240.0)
 
 
 def test_what_the_driver_knows_better_is_taken_from_it(study: Path) -> None:

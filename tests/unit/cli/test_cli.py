@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from fat_ray import cli
-from fat_ray.cli import app
+from fat_ray.cli import app as shared
+from fat_ray.cli import launching
+from fat_ray.cli.main import app
+from fat_ray.cli.options import WandbMode
 from fat_ray.errors import DivergedError, InputError, Interrupted, RunFailedError
 from fat_ray.records.manifest import create_study
 from fat_ray.spec.study import StudySpec
@@ -20,7 +23,7 @@ from fat_ray.study.doctor import Check
 from fat_ray.study.launch import StudyOutcome
 from fat_ray.study.ledger import Close
 
-COMMANDS = ["launch", "run", "resume", "export", "compare", "report", "status", "doctor", "schema"]
+COMMANDS = ["launch", "run", "resume", "export", "compare", "compact", "replay", "rerun", "report", "status", "doctor", "schema"]
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -67,6 +70,9 @@ def test_help_of_a_command_ends_with_an_example(command: str) -> None:
         ["export", "x"],
         ["compare"],
         ["compare", "x", "--format", "xml"],
+        ["replay"],
+        ["replay", "x", "--limit", "-1"],
+        ["rerun", "x"],
         ["no-such-command"],
         ["doctor", "--no-such-option"],
     ],
@@ -113,9 +119,9 @@ def test_missing_study_file_ends_with_2(command: str, tmp_path: Path) -> None:
     assert "none.yaml" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["resume", "compare", "report", "status"])
+@pytest.mark.parametrize("command", ["resume", "compare", "rerun", "report", "status"])
 def test_directory_without_study_ends_with_2(command: str, tmp_path: Path) -> None:
-    result = invoke(command, tmp_path / "out")
+    result = invoke(command, tmp_path / "out", *(["run-s0"] if command == "rerun" else []))
     assert (result.exit_code, result.stdout) == (2, "")
     assert "out holds no study" in result.stderr
 
@@ -132,7 +138,7 @@ def raising(error: BaseException, study_file: Path, monkeypatch: pytest.MonkeyPa
     def load(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_load", load)
+    monkeypatch.setattr(launching, "_load", load)
     return invoke(*options, "run", study_file)
 
 
@@ -156,7 +162,7 @@ def test_unexpected_error_becomes_one_line_and_a_log(study_file: Path, monkeypat
 def test_no_secret_of_an_error_is_shown_or_logged(
     study_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str]
 ) -> None:
-    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shared.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("MY_API_TOKEN", "planted-0123456789")
     result = raising(ZeroDivisionError("by planted-0123456789"), study_file, monkeypatch, *options)
     shown = result.output + "".join(log.read_text() for log in tmp_path.glob("fat-ray-*.log"))
@@ -174,8 +180,8 @@ def test_debug_shows_the_traceback(study_file: Path, monkeypatch: pytest.MonkeyP
 
 def test_log_of_a_study_lies_in_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "logs").mkdir()
-    monkeypatch.setattr(cli, "_SESSION", cli._Session(directory=tmp_path))
-    log = cli._write_log()
+    monkeypatch.setattr(shared, "SESSION", shared.Session(directory=tmp_path))
+    log = shared._write_log()
     assert log is not None
     assert log.parent == tmp_path / "logs"
 
@@ -188,7 +194,8 @@ def test_a_full_stdout_is_no_defect(command: str, code: int, study: Path, monkey
 
     echo = typer.echo
     monkeypatch.setattr(typer, "echo", lambda text, *, err=False: echo(text, err=True) if err else refuse())
-    monkeypatch.setattr("rich.console.Console.print", refuse)
+    if command == "status":
+        monkeypatch.setattr(Console, "print", refuse)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     result = invoke(command, *([] if command == "schema" else [study]))
     assert (result.exit_code, result.stderr) == (1, f"fat-ray: cannot write to stdout: {os.strerror(code)}\n")
@@ -214,7 +221,7 @@ def test_a_run_that_failed_names_its_logs(study_file: Path, monkeypatch: pytest.
 
 
 def test_options_are_short_for_settings(study_file: Path) -> None:
-    loaded = cli._load(study_file, ["budget.trials=3", "train.steps=7"], **{"budget.trials": 5, "wandb.mode": cli.WandbMode.DISABLED})
+    loaded = launching._load(study_file, ["budget.trials=3", "train.steps=7"], **{"budget.trials": 5, "wandb.mode": WandbMode.DISABLED})
     assert (loaded.spec.budget.trials, loaded.spec.train.steps, loaded.spec.wandb.mode) == (5, 7, "disabled")
 
 

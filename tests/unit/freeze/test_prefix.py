@@ -55,6 +55,9 @@ def test_the_prefix_ends_at_the_first_module_that_is_active_or_not_determined() 
     assert found(model) == (["[:1]"], "1 normalises by each batch (freeze.frozen_statistics: hold)")
     model[1].eval()
     assert found(model) == (["[:6]"], "6 is active")
+    model[1].running_mean = None
+    assert found(model)[0] == ["[:1]"]  # by each batch in any mode
+    model[1].running_mean = torch.zeros(4)
     model[3].p = 0.5
     assert found(model) == (["[:3]"], "3 drops at random")
     model[1].register_forward_hook(lambda *_: None)

@@ -98,6 +98,24 @@ def test_a_module_that_reads_what_another_has_returned_need_not_look_at_it(monke
         ask(recalls[1], given)
 
 
+def test_what_follows_a_module_notices_its_other_weights_and_its_checks() -> None:
+    shared = Shared(10**6, lambda text: None)
+    first, second = Counted(pointwise), Counted(pointwise)
+    recalls = [Recall("first", first, shared), Recall("second", second, shared)]
+
+    def both(x: Tensor) -> Tensor:
+        return ask(recalls[1], ask(recalls[0], x))
+
+    before = both(examples())
+    used = shared.used
+    for _ in range(2 * CHECK_EVERY):
+        assert same_bits([both(examples())], [before])
+    assert (first.num_calls, second.num_calls) == (4, 4)  # learnt, tried out and checked
+    assert shared.used == used
+    first.weight.mul_(2)
+    assert same_bits([both(examples())], [second.function(second.weight, first.function(first.weight, examples()))])
+
+
 class Drifting:
     """Returns something else after some calls, for no reason that can be seen."""
 
@@ -227,6 +245,12 @@ def test_only_training_as_it_is_written_is_remembered() -> None:
     recall._shared.in_training = False
     ask(recall, x)
     assert module.num_calls == calls + 3
+
+
+def test_an_empty_batch_is_computed() -> None:
+    _, recall, told = remembering(pointwise)
+    assert ask(recall, examples(0)).shape == (0, 4, 6, 6)
+    assert told == []
 
 
 def test_memory_is_bounded() -> None:

@@ -205,3 +205,54 @@ def test_a_mistake_in_a_baseline_is_named(tmp_path: Path, baseline: str, field: 
 def test_two_baselines_of_one_name_are_refused(tmp_path: Path) -> None:
     [found] = problems(tmp_path, "baselines: [none, {name: none, policy: none}]")
     assert "baselines lists none more than once" in found.message
+
+
+OBSERVED = "{name: observed, policy: none, set: {fisher.record: always, fisher.every: 2}}"
+
+
+def warm(rest: str, baselines: str = OBSERVED, searched: str = f"  freeze.threshold: {FLOAT}}}\n") -> str:
+    return f"search:\n  warm_start: replay\n{searched}baselines: [{baselines}]\n{rest}"
+
+
+def test_a_warm_start_stands_among_what_is_searched_and_is_no_field(tmp_path: Path) -> None:
+    spec = study(tmp_path, warm(""))
+    assert (spec.warm_start, list(spec.search)) == ("replay", ["freeze.threshold"])
+    again = StudySpec.model_validate_json(spec.model_dump_json())
+    assert (again.warm_start, again.search) == (spec.warm_start, spec.search)
+    assert study(tmp_path, f"search: {{freeze.threshold: {FLOAT}}}}}").warm_start == "none"
+    schema = StudySpec.model_json_schema()["properties"]["search"]
+    assert schema["properties"]["warm_start"]["enum"] == ["none", "replay"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (warm("", baselines="none"), "needs a baseline that records drift and freezes nothing, such as {name: observed, policy: none, "),
+        (warm("", baselines="{name: x, policy: none, set: {fisher.record: always, train.optimizer.lr: 1.0}}"), "needs a baseline that"),
+        (warm("sampler: {name: qmc}"), "is for tpe, gp, nsga2, nsga3, whose first trials are drawn at random, not for sampler qmc"),
+        (warm("", searched="  train.optimizer.lr: {type: float, low: 0.1, high: 0.2}\n"), "needs one of freeze.threshold, freeze.every, "),
+        (
+            warm("", searched="  fisher.every: {type: int, low: 2, high: 4}\n"),
+            "needs values of fisher.every that are multiples of 2, the window of baseline observed",
+        ),
+        (
+            warm("", searched=f"  freeze.threshold: {FLOAT}}}\n  preset: {{type: categorical, choices: [corrected, paper]}}\n"),
+            "cannot foretell presets",
+        ),
+    ],
+)
+def test_a_warm_start_that_cannot_be_is_one_error_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    [problem] = problems(tmp_path, text)
+    assert (problem.field, problem.value, problem.line) == ("search.warm_start", "replay", 3)
+    assert message in problem.message
+
+
+def test_what_a_warm_start_may_be_is_said(tmp_path: Path) -> None:
+    [problem] = problems(tmp_path, "search: {warm_start: repley}")
+    assert str(problem) == "line 2: search.warm_start = repley: must be none or replay; did you mean replay?"
+
+
+def test_whether_drift_is_recorded_is_for_baselines_not_for_a_search(tmp_path: Path) -> None:
+    [problem] = problems(tmp_path, "search: {fisher.record: {type: categorical, choices: [always, policy]}}")
+    assert "cannot be searched: it decides what is recorded, not what is learnt" in problem.message
+    assert study(tmp_path, f"baselines: [{OBSERVED}]").references[0].changes["fisher.record"] == "always"

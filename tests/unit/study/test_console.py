@@ -126,7 +126,8 @@ class Terminal(io.StringIO):
 
 def on_a_terminal(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, **options: bool) -> tuple[ConsoleCallback, Terminal]:
     terminal = Terminal()
-    monkeypatch.setattr("sys.stdout", Terminal())
+    monkeypatch.setattr("sys.stdout", io.StringIO())  # as while a study runs
+    monkeypatch.setattr("sys.__stdout__", Terminal())
     console = Console(file=terminal, width=100, height=30, force_terminal=True, color_system=None)
     return ConsoleCallback(small_study(search=SEARCH), ledger, console=console, **options), terminal
 

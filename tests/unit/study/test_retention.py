@@ -8,7 +8,7 @@ import pytest
 from fat_ray.engine.vault import begin, checkpoint_path, checkpoints, runs_with_checkpoints, seal, temporary_path
 from fat_ray.events import Status
 from fat_ray.study.callbacks import Keeper
-from fat_ray.study.ledger import Trial
+from fat_ray.study.ledger import Close, Trial
 from fat_ray.study.retention import prune_checkpoints, slim_checkpoints
 from tests.support.small_studies import small_study, write_run
 from tests.unit.study.test_schedule import TuneTrial
@@ -68,10 +68,22 @@ def test_only_trials_that_run_and_the_front_keep_theirs(tmp_path: Path) -> None:
     assert len(checkpoints(tmp_path, "t0003-s0")) == 2
 
 
-@pytest.mark.parametrize(("status", "stays"), [("pruned", False), ("diverged", False), ("failed", False), ("stopped", True)])
-def test_of_trials_without_a_result_those_stay_that_may_go_on(tmp_path: Path, status: str, stays: bool) -> None:
+@pytest.mark.parametrize(
+    ("status", "close", "stays"),
+    [
+        ("pruned", None, False),
+        ("diverged", None, False),
+        ("failed", None, False),
+        ("stopped", Close.OUT_OF_TIME, False),
+        ("stopped", Close.INTERRUPTED, True),
+        ("stopped", Close.OUT_OF_DISK, True),
+    ],
+)
+def test_of_trials_without_a_result_those_stay_that_go_on(tmp_path: Path, status: str, close: Close | None, stays: bool) -> None:
     study = Study(tmp_path)
-    study.end(study.start(), Status(status))
+    trial = study.start()
+    study.driver.ledger.close = close
+    study.end(trial, Status(status))
     assert study.kept == (["t0000-s0"] if stays else [])
 
 

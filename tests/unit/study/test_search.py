@@ -226,13 +226,20 @@ def test_a_study_out_of_budget_starts_nothing_and_leaves_no_trial_running(tmp_pa
     assert (end.status, end.reason, end.steps) == (Status.STOPPED, "stopped before it began", 0)
 
 
-@pytest.mark.parametrize("failure", [None, "worker 0: the process died or was killed"])
-def test_what_an_interruption_stops_goes_on_later(tmp_path: Path, failure: str | None) -> None:
+@pytest.mark.parametrize(
+    ("failure", "close"),
+    [
+        (None, Close.INTERRUPTED),
+        ("worker 0: the process died or was killed", Close.INTERRUPTED),
+        ("OSError: [Errno 28] No space left on device", Close.OUT_OF_DISK),
+    ],
+)
+def test_what_an_interruption_or_a_full_disk_stops_goes_on_later(tmp_path: Path, failure: str | None, close: Close) -> None:
     spec = small_study(baselines=["none"], seeds=[0, 1])
     driver = Driver(spec, tmp_path, concurrency=2)
     none, first = driver.start(), driver.start()
     write_run(none.jobs[0], Status.STOPPED, reason="stopped on request after 3 of 8 steps", steps=3)
-    driver.ledger.close = Close.INTERRUPTED
+    driver.ledger.close = close
     driver.search.on_trial_complete("id1", {} if failure is None else {"failure": failure})
     driver.search.close()
     assert driver.suggest()[1] == Searcher.FINISHED

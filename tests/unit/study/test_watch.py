@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from fat_ray.errors import OutputError
+from fat_ray.errors import OutputError, RecordError
 from fat_ray.records.driver import read_report
 from fat_ray.study import beacon
 from fat_ray.study.ledger import Close, Ledger
 from fat_ray.study.plan import Plan
 from fat_ray.study.watch import Watch, watched
+from fat_ray.train.lease import Driver, write_driver
 from tests.support.small_studies import small_study
 
 pytestmark = pytest.mark.cpu_limit(10)  # imports Ray Tune
@@ -40,12 +41,12 @@ def test_the_directory_tells_that_the_driver_lives_and_how_the_study_ended(tmp_p
     with study(tmp_path, ledger) as watch:
         assert last_word(tmp_path) == ("running", "")
         watch.begin(PLAN, 4096)
-        ledger.total, ledger.close = 2, Close.OUT_OF_TIME
+        ledger.total, ledger.close = 2, Close.OUT_OF_DISK
         ledger.warn("the disk is nearly full")
         while last_word(tmp_path)[0] == "running":  # the next beat says it; the test's time limit ends a wait in vain
             pass
-        assert last_word(tmp_path) == ("ending", "ends early: time budget used up")
-    assert last_word(tmp_path) == ("stopped", "time budget used up")
+        assert last_word(tmp_path) == ("ending", "ends early: too little disk space")
+    assert last_word(tmp_path) == ("stopped", "too little disk space")
     report = read_report(tmp_path)
     assert report is not None
     assert (report.total, report.warnings) == (2, ["the disk is nearly full"])
@@ -70,10 +71,22 @@ def test_whatever_ends_it_is_told(tmp_path: Path, failure: BaseException, state:
     assert (events[1]["state"], events[1]["detail"]) == (state, detail)
 
 
-def test_a_study_that_went_well_is_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("close", "detail"), [(None, ""), (Close.OUT_OF_TIME, "time budget used up")])
+def test_a_study_that_went_well_or_used_its_budget_up_is_done(tmp_path: Path, close: Close | None, detail: str) -> None:
+    ledger = Ledger(3)
+    with study(tmp_path, ledger) as watch:
+        watch.begin(PLAN, 4096)
+        ledger.close = close
+    assert last_word(tmp_path) == ("done", detail)
+
+
+def test_a_driver_that_another_one_has_replaced_is_silent(tmp_path: Path) -> None:
+    write_driver(tmp_path, Driver(number=1, worked_s=0.0))
     with study(tmp_path, Ledger(3)) as watch:
         watch.begin(PLAN, 4096)
-    assert last_word(tmp_path) == ("done", "")
+        write_driver(tmp_path, Driver(number=2, worked_s=0.0))
+        (tmp_path / "control" / "beacon.json").unlink()
+    assert read_report(tmp_path) is None
 
 
 def test_a_study_without_a_result_has_failed(tmp_path: Path) -> None:
@@ -110,3 +123,17 @@ def test_no_secret_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with study(tmp_path, ledger):
         logging.getLogger("fat_ray").warning("refused planted-0123456789")
     assert ledger.notes == ["refused [redacted]"]
+
+
+def test_what_a_full_disk_breaks_is_said_to_be_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> None:
+        with study(tmp_path, Ledger(3)) as watch:
+            watch.begin(PLAN, 4096)
+            monkeypatch.setattr("fat_ray.study.watch.free_bytes", lambda _: 0)
+            raise EOFError("Ran out of input")  # as Ray says it
+
+    with pytest.raises(RecordError, match=r"is full: 0\.0 MiB free\. What was recorded is whole; make space, then fat-ray resume"):
+        run()
+    state, detail = last_word(tmp_path)
+    assert state == "failed"
+    assert "is full" in detail

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fat_ray.errors import RecordError, RunFailedError, SupersededError
+from fat_ray.errors import OutputError, RecordError, RunFailedError, SupersededError
 from fat_ray.train.lease import Driver, is_superseded, read_driver, sole_driver, sole_writer, write_driver
 
 
@@ -21,7 +21,7 @@ def test_drivers_are_counted_and_inherit_the_time_that_was_worked(tmp_path: Path
 
 
 def test_there_is_one_driver_at_a_time(tmp_path: Path) -> None:
-    with sole_driver(tmp_path), pytest.raises(BlockingIOError), sole_driver(tmp_path):
+    with sole_driver(tmp_path), pytest.raises(OutputError), sole_driver(tmp_path):
         pytest.fail("there were two")
     assert read_driver(tmp_path).number == 1
     with sole_driver(tmp_path) as after:

@@ -12,10 +12,15 @@ def test_trials_are_done_running_or_queued() -> None:
     assert (shown.done, shown.running, shown.queued) == (3, 2, 5)
 
 
-@pytest.mark.parametrize("state", ["done", "stopped", "failed", "gone", "unknown"])
-def test_once_it_is_over_nothing_is_queued_and_no_time_is_left(state: str) -> None:
+@pytest.mark.parametrize(("state", "queued"), [("done", 0), ("failed", 0), ("stopped", 9), ("gone", 9)])
+def test_when_the_driver_is_gone_no_time_is_left_and_once_it_is_over_nothing_is_queued(state: str, queued: int) -> None:
     shown = picture(line(0, "completed"), state=state)
-    assert (shown.queued, shown.time_left_s) == (0, None)
+    assert (shown.queued, shown.time_left_s) == (queued, None)
+
+
+def test_a_trial_that_was_stopped_is_not_done() -> None:
+    shown = picture(line(0, "completed"), line(1, "stopped", step=15, steps=60), state="stopped")
+    assert (shown.done, shown.queued, shown.progress) == (1, 8, pytest.approx(0.125))
 
 
 def test_progress_counts_seeds_and_steps() -> None:

@@ -120,7 +120,8 @@ def test_an_early_end_and_a_driver_that_is_gone_are_announced() -> None:
     lines = page(picture(line(0, "interrupted"), state="gone", detail="the driver is gone: fat-ray resume out/quick goes on"))
     assert lines[0].startswith("quick  gone")
     assert "fat-ray resume out/quick goes on" in " ".join(lines[:2])
-    assert "(1 interrupted)" in "".join(lines[:4])
+    assert "0 of 10 done · 1 interrupted · 9 not begun" in lines
+    assert page(picture(line(0, "completed"), total=1, state="done"))[2] == "1 of 1 done (1 completed)"
 
 
 def test_on_a_small_screen_what_runs_stays_visible() -> None:

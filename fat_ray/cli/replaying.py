@@ -66,7 +66,7 @@ def replay_text(place: Path, run: str | None, values: Sequence[str], format_: Re
             return replay.as_table(replayed, order, limit, _width())
 
 
-def check_text(places: Sequence[Path], format_: str) -> str:
+def check_text(places: Sequence[str | Path], format_: str) -> str:
     """How far replays of some studies' runs were off, as it is printed: ``table``, ``json`` or ``csv``.
 
     Raises:
@@ -77,7 +77,7 @@ def check_text(places: Sequence[Path], format_: str) -> str:
 
     if format_ not in set(ReplayFormat):
         raise InputError(f"--format {format_}: --replay is written as {', '.join(ReplayFormat)}")
-    found = replay_check.check(places)
+    found = replay_check.check([Path(place) for place in places])
     match ReplayFormat(format_):
         case ReplayFormat.JSON:
             return replay_check.as_json(found)
