@@ -20,8 +20,10 @@ from fat_ray.study.launch import launch
 from fat_ray.tasks.base import Batch, Direction
 
 Row = dict[str, Any]
-STEPS, REPORTS = 24, {"few": 2, "many": 24}
-"""Steps of each run, and after how many of them it is evaluated and reported."""
+STEPS = 24
+"""Of each run."""
+KINDS = {"few": (2, True), "many": (STEPS, True), "unsaved": (STEPS, False)}
+"""How often a run is evaluated, recorded and reported, and whether it saves a checkpoint each time."""
 
 
 class Examples:
@@ -71,12 +73,19 @@ def make_task() -> Instant:
     return Instant()
 
 
-def study(executor: str, trials: int, reports: int, workers: int) -> StudySpec:
+def study(executor: str, trials: int, kind: str, workers: int) -> StudySpec:
     """A study of one lane: trials run one after the other."""
+    reports, saved = KINDS[kind]
     fields = {
-        "name": f"{executor}-{reports}",
+        "name": f"{executor}-{kind}",
         "task": {"name": "bench.overhead:make_task"},
-        "train": {"steps": STEPS, "evaluate_every": STEPS // reports, "workers": workers, "cpus_per_worker": 0.5},
+        "train": {
+            "steps": STEPS,
+            "evaluate_every": STEPS // reports,
+            "workers": workers,
+            "cpus_per_worker": 0.5,
+            "checkpoint": {"every": None if saved else 0},
+        },
         "search": {"train.optimizer.lr": {"type": "float", "low": 1e-4, "high": 1e-2}},
         "objectives": [{"metric": "val/loss", "direction": "minimize"}],
         "sampler": {"name": "random"},
@@ -88,11 +97,11 @@ def study(executor: str, trials: int, reports: int, workers: int) -> StudySpec:
     return StudySpec.model_validate_json(json.dumps(fields))
 
 
-def measured(executor: str, trials: int, reports: int, workers: int) -> tuple[list[float], list[float]]:
+def measured(executor: str, trials: int, kind: str, workers: int) -> tuple[list[float], list[float]]:
     """Seconds between two starts that were not spent in the run itself, and seconds of each run, from the records."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder, "study")
-        launch(study(executor, trials, reports, workers), text="", directory=directory, quiet=True)
+        launch(study(executor, trials, kind, workers), text="", directory=directory, quiet=True)
         runs = sorted(run.name for run in (directory / "records" / "runs").iterdir())
         starts = [read_table(directory, "runs", run)["started_at"][0].as_py().timestamp() for run in runs]
         seconds = [read_table(directory, "ends", run)["wall_s"][0].as_py() for run in runs]
@@ -105,17 +114,18 @@ def run(trials: Mapping[str, int], workers: int) -> list[Row]:
     """One row per executor."""
     rows = []
     for executor, number in trials.items():
-        found = {name: measured(executor, number, reports, workers) for name, reports in REPORTS.items()}
-        between = [seconds for name in REPORTS for seconds in found[name][0]]
-        few, many = (statistics.median(found[name][1]) for name in REPORTS)
+        found = {kind: measured(executor, number, kind, workers) for kind in KINDS}
+        between = [seconds for kind in KINDS for seconds in found[kind][0]]
+        few, many, unsaved = (statistics.median(found[kind][1]) for kind in KINDS)
         rows.append(
             {
                 "executor": executor,
                 "workers": workers,
-                "trials": number * len(REPORTS),
+                "trials": number * len(KINDS),
                 "between_runs_s": statistics.median(between),
                 "between_runs_max_s": max(between),
-                "per_report_ms": 1000 * (many - few) / (REPORTS["many"] - REPORTS["few"]),
+                "per_report_ms": 1000 * (many - few) / (KINDS["many"][0] - KINDS["few"][0]),
+                "of_it_checkpoint_ms": 1000 * (many - unsaved) / STEPS,
             }
         )
     return rows

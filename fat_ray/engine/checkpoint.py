@@ -8,6 +8,7 @@ far and the position of the records.
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,8 @@ from fat_ray.records.files import explain
 from fat_ray.spec.job import RunJob
 
 log = logging.getLogger(__name__)
+
+_PRUNER = ThreadPoolExecutor(1, thread_name_prefix="prune")
 
 Position = Mapping[str, int]
 """Where the records of a run stand, see `records.sink.Sink.position`."""
@@ -75,6 +78,7 @@ class Checkpoints:
 
     def __init__(self, job: RunJob, device: torch.device) -> None:
         self._job, self._device = job, device
+        self._pruning: Future[None] | None = None
 
     def is_due(self, done: int, *, asked: bool = False) -> bool:
         """Whether to save after so many steps: at the chosen ones, at the last, and when asked; never where checkpoints are not wanted."""
@@ -90,6 +94,7 @@ class Checkpoints:
             ledger: Costs so far.
             records: Position of the records, when all that happened so far is visible in them.
         """
+        self.settle()
         target = checkpoint_path(self._job.directory, self._job.run, trainer.freezer.step)
         first = world()[0] == 0
         stages: list[Callable[[], None]] = [
@@ -98,7 +103,17 @@ class Checkpoints:
             partial(seal, target, self._job.run) if first else _nothing,
         ]
         if all(self._together(stage, target) for stage in stages) and first:
-            prune(self._job.directory, self._job.run, self._job.spec.train.checkpoint.keep)
+            self._pruning = _PRUNER.submit(prune, self._job.directory, self._job.run, self._job.spec.train.checkpoint.keep)
+
+    def settle(self) -> None:
+        """Waits until no file of an earlier checkpoint changes any more. Older ones are removed while training goes on."""
+        if self._pruning is None:
+            return
+        try:
+            self._pruning.result()
+        except OSError as error:
+            log.warning("%s: an old checkpoint could not be removed: %s", self._job.run, error.strerror or error)
+        self._pruning = None
 
     def _together(self, stage: Callable[[], None], target: Path) -> bool:
         """Carries a stage out on all ranks; whether it went well on all of them."""

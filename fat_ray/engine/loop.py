@@ -138,6 +138,7 @@ class RunLoop:
         return self._end(ledger, status, f"stopped on request after {done} of {self._job.spec.train.steps} steps")
 
     def _end(self, ledger: Ledger, status: Status, reason: str = "") -> RunEnd:
+        self._checkpoints.settle()
         end = ledger.end(status, reason)
         self._sink.emit(end)
         self._sink.flush()

@@ -10,8 +10,6 @@ A directory of another name, or without its seal, does not exist for a reader.
 import hashlib
 import json
 import shutil
-import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +71,11 @@ def seal(checkpoint: Path, run: str) -> None:
 
 
 def prune(directory: str | Path, run: str, keep: int) -> None:
-    """Removes all but the newest checkpoints of a run, and what killed writers left. Training need not wait until the disk is done."""
+    """Removes all but the newest checkpoints of a run, and what killed writers left."""
     for checkpoint in checkpoints(directory, run)[keep:]:
-        _take_away(checkpoint)
-    left = list(_place(directory, run).glob(".step-*.tmp"))
-    threading.Thread(target=_delete, args=(left,), name="prune").start()
-
-
-def _delete(paths: Sequence[Path]) -> None:
-    for path in paths:
-        shutil.rmtree(path, ignore_errors=True)
+        remove(checkpoint)
+    for left in _place(directory, run).glob(".step-*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def check(checkpoint: Path, run: str) -> None:
@@ -109,14 +102,10 @@ def check(checkpoint: Path, run: str) -> None:
 def remove(checkpoint: Path) -> None:
     """Removes a checkpoint, if it is there. Takes its name away first: a half removed one has none."""
     if checkpoint.exists():
-        shutil.rmtree(_take_away(checkpoint), ignore_errors=True)
-
-
-def _take_away(checkpoint: Path) -> Path:
-    """Takes the name of a checkpoint away; returns where it is."""
-    gone = checkpoint.with_name(f".{checkpoint.name}.gone.tmp")
-    shutil.rmtree(gone, ignore_errors=True)
-    return checkpoint.rename(gone)
+        gone = checkpoint.with_name(f".{checkpoint.name}.gone.tmp")
+        shutil.rmtree(gone, ignore_errors=True)
+        checkpoint.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def forget(directory: str | Path, run: str) -> None:
