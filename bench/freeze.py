@@ -45,7 +45,8 @@ class Setting:
     """How much of a network is frozen, and by which means.
 
     Attributes:
-        means: ``plain``: nothing; ``sliced``: as `fat_ray` does it; ``masked``: everything is computed and communicated, then masked.
+        means: ``plain``: nothing; ``sliced``: as `fat_ray` does it; ``remembered``: the same, with statistics of frozen norms held and
+            outputs of the frozen prefix remembered; ``masked``: everything is computed and communicated, then masked.
         where: ``random`` groups, or the first ones in network order (``prefix``).
         frozen: Fraction of the elements.
     """
@@ -64,6 +65,7 @@ SETTINGS = (
     Setting("plain"),
     *(Setting("sliced", "random", frozen) for frozen in FROZEN),
     Setting("sliced", "prefix", PREFIX),
+    Setting("remembered", "prefix", PREFIX),
     *(Setting("masked", "random", frozen) for frozen in FROZEN),
     Setting("masked", "prefix", PREFIX),
 )
@@ -108,8 +110,9 @@ class Trained:
         groups = build_groups(self.model, GroupSpec())
         active = chosen_groups(groups, setting)
         self.elements = sum(group.elements for group, on in zip(groups, active, strict=True) if on)
-        policy = Once(EVENT, ~active) if setting.means == "sliced" else None
-        self.freezer = Freezer(self.model, self.optimizer, {"freeze": {"policy": "none"}}, policy=policy)
+        policy = Once(EVENT, ~active) if setting.means in ("sliced", "remembered") else None
+        memory = {"frozen_statistics": "hold", "cache_prefix_bytes": 2**30} if setting.means == "remembered" else {}
+        self.freezer = Freezer(self.model, self.optimizer, {"freeze": {"policy": "none", **memory}}, policy=policy)
         self._masks: list[tuple[nn.Parameter, Block]] = []
         if setting.means == "masked":
             frozen = [group for group, on in zip(groups, active, strict=True) if not on]
@@ -168,10 +171,12 @@ class Trained:
         return sent
 
     def flops(self) -> float:
-        """Analytic operations of one step."""
-        meter = FlopMeter(self.model)
-        with meter.watch(self.case.batch):
-            self.case.loss(self.model, self.case.batch).backward()  # type: ignore[no-untyped-call]
+        """Analytic operations of one step, as it is after the first: that one computes everything."""
+        meter = FlopMeter(self.model, self.freezer.memory)
+        for _ in range(2):
+            self.freezer.arm(BATCH)
+            with meter.watch(self.case.batch):
+                self.case.loss(self.model, self.case.batch).backward()  # type: ignore[no-untyped-call]
         self.optimizer.zero_grad(set_to_none=True)
         return meter.step.forward + meter.step.input_gradient + meter.step.weight_gradient
 

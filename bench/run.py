@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import resource
 import statistics
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,25 @@ from fat_ray.train.local import run_local
 STUDY = Path(__file__).parent.parent / "studies" / "quickstart.yaml"
 FREEZE = {"policy": "fisher_drift", "threshold": 0.0, "every": 6, "warmup_steps": 6, "floor": 0.1, "cap": 0.6}
 """Ends near 10 % active: every event freezes what lies below the mean, until the floor is reached."""
-RATIOS = ("wall_s", "train_s", "flops", "mean_active_fraction")
+RATIOS = ("wall_s", "cpu_s", "train_s", "flops", "mean_active_fraction")
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a run ended, and the CPU seconds of all its processes, their start included: they tell less of who else is at work here."""
+
+    end: RunEnd
+    cpu_s: float
+
+    def __getitem__(self, key: str) -> float:
+        return self.cpu_s if key == "cpu_s" else float(getattr(self.end, key))
+
+
+def cpu_seconds() -> float:
+    """Of this process and those that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def specs(workers: int) -> dict[str, RunSpec]:
@@ -29,13 +48,14 @@ def specs(workers: int) -> dict[str, RunSpec]:
     }
 
 
-def trained(name: str, spec: RunSpec, seed: int) -> RunEnd:
+def trained(name: str, spec: RunSpec, seed: int) -> Trained:
     """One run to its end, its records thrown away."""
+    before = cpu_seconds()
     with tempfile.TemporaryDirectory() as folder:
         job = RunJob(study="bench", run=f"{name}-s{seed}", trial=None, seed=seed, role="single", spec=spec, directory=folder)
         end = run_local(job)
     assert end.status is Status.COMPLETED, end.reason
-    return end
+    return Trained(end, cpu_seconds() - before)
 
 
 def run(workers: int, seeds: int) -> list[Row]:
@@ -43,13 +63,13 @@ def run(workers: int, seeds: int) -> list[Row]:
     both, rows = specs(workers), []
     for seed in range(seeds):
         names = list(both) if seed % 2 == 0 else list(both)[::-1]
-        ends = {name: trained(name, both[name], seed) for name in names}
-        none, drift = ends["none"], ends["drift"]
+        runs = {name: trained(name, both[name], seed) for name in names}
+        none, drift = runs["none"], runs["drift"]
         row: Row = {"seed": seed, "workers": workers}
-        row |= {key: getattr(drift, key) / getattr(none, key) for key in RATIOS}
-        row |= {f"none_{key}": getattr(none, key) for key in ("wall_s", "train_s")}
+        row |= {key: drift[key] / none[key] for key in RATIOS}
+        row |= {f"none_{key}": none[key] for key in ("wall_s", "cpu_s", "train_s")}
         for split in ("val", "test", "zero_shot"):
-            row |= {f"{name}_{split}_f1": end.final[f"{split}/f1"] for name, end in ends.items()}
+            row |= {f"{name}_{split}_f1": one.end.final[f"{split}/f1"] for name, one in runs.items()}
         rows.append(row)
     return rows
 

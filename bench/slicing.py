@@ -35,6 +35,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "Conv2d(64, 64, 3)": (lambda: nn.Conv2d(64, 64, 3, padding=1), (4, 64, 16, 16), 0),
     "Conv2d(128, 128, 3)": (lambda: nn.Conv2d(128, 128, 3, padding=1), (4, 128, 16, 16), 0),
     "Conv2d(128, 128, 3), columns": (lambda: nn.Conv2d(128, 128, 3, padding=1), (4, 128, 16, 16), 1),
+    "Conv2d(192, 1152, 1), channels last": (lambda: nn.Conv2d(192, 1152, 1, bias=False), (8, 192, 8, 8), 0),
+    "Conv2d(144, 144, 3), depthwise": (lambda: nn.Conv2d(144, 144, 3, padding=1, groups=144, bias=False), (8, 144, 32, 32), 0),
     "Conv2d(672, 672, 5), depthwise": (lambda: nn.Conv2d(672, 672, 5, padding=2, groups=672, bias=False), (8, 672, 8, 8), 0),
     "LayerNorm(384)": (lambda: nn.LayerNorm(384), (1576, 384), 0),
 }
@@ -51,7 +53,7 @@ class Step:
 
     def __init__(self, layer: nn.Module, x: Tensor, masked: dict[str, tuple[int, list[tuple[int, int]]]]) -> None:
         runs = [leaf for _, leaves in active_runs(layer).values() for leaf in leaves]
-        self.layer, self.x = layer, x.clone().requires_grad_()
+        self.layer, self.x = layer, x.clone(memory_format=torch.preserve_format).requires_grad_()
         self.gradient = torch.randn_like(layer(self.x))
         self.optimizer = torch.optim.AdamW([*runs, *(p for p in layer.parameters() if p.requires_grad)])
         self.masked = [(layer.get_parameter(role), dim, run) for role, (dim, runs) in masked.items() for run in runs]
@@ -85,6 +87,7 @@ def measure(name: str) -> list[Row]:
     torch.manual_seed(0)
     make, shape, dim = CASES[name]
     layer, x = make(), torch.randn(shape)
+    x = x.contiguous(memory_format=torch.channels_last) if "channels last" in name or "depthwise" in name else x
     pairs, rows = [], []
     roles = [role for role, p in layer.named_parameters() if dim == 0 or p.ndim > 1]
     output = layer(x)

@@ -4,14 +4,13 @@
 set -euo pipefail
 results=${1:-out/pictures}
 images=docs/images
-width=124 height=20
+width=100 height=32
 
 frame() { tmux capture-pane -t fat-ray-pictures -p -e; }
 
 tmux new-session -d -s fat-ray-pictures -x $width -y $height ".venv/bin/fat-ray launch studies/quickstart.yaml --out '$results'; sleep 2"
 trap 'tmux kill-session -t fat-ray-pictures 2>/dev/null || true' EXIT
-until frame | grep -q 'random_matched.*running'; do sleep 1; done
-sleep 5
+until tmux capture-pane -t fat-ray-pictures -p | grep -qE '^t000[5-9].*running +[1-9]'; do sleep 1; done
 frame > "$results/console.ansi"
 while tmux has-session -t fat-ray-pictures 2>/dev/null; do sleep 1; done
 

@@ -3,17 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fat_ray.api import Study
+    from fat_ray.api import Study, compare
 
-__all__ = ["Study"]
+__all__ = ["Study", "compare"]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`Study`, loaded when it is asked for (PEP 562): importing the package loads nothing heavy."""
-    if name == "Study":
-        from fat_ray.api import Study
+    """`Study` and `compare`, loaded when they are asked for (PEP 562): importing the package loads nothing heavy."""
+    if name in __all__:
+        from fat_ray import api
 
-        return Study
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

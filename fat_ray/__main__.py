@@ -1,6 +1,6 @@
 """`python -m fat_ray` is `fat-ray`."""
 
-from fat_ray.cli import app
+from fat_ray.cli.main import app
 
 
 def main() -> None:

@@ -66,8 +66,25 @@ class ResourceError(InputError):
     """The cluster cannot be reached, or cannot run what the study asks for."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the process to end. `exit_code` is what the command line ends with.
+
+    Args:
+        number: The signal.
+        at_once: Nothing may be waited for; what is left behind is as after a kill.
+    """
+
+    def __init__(self, number: int, *, at_once: bool = False) -> None:
+        super().__init__(f"signal {number}")
+        self.exit_code, self.at_once = 128 + number, at_once
+
+
 class RecordError(FatRayError):
     """Records cannot be read or written: missing, torn, foreign, or of a newer major version."""
+
+
+class VanishedError(RecordError):
+    """A file of records that was listed is gone: a compaction gathered it, so who lists again finds its rows."""
 
 
 class DivergedError(FatRayError):
@@ -78,9 +95,21 @@ class RankDisagreementError(FatRayError):
     """Two ranks of one run took different decisions; continuing would corrupt the run."""
 
 
+class SupersededError(FatRayError):
+    """A newer driver has taken the run over: whoever works on it for an older one leaves without writing anything more."""
+
+
 class RunFailedError(FatRayError):
     """A run ended without a result, for the reason in the message."""
 
 
 class WorkerLostError(RunFailedError):
     """The process of a worker died. Nothing is wrong with the run itself: it may go on from its newest checkpoint."""
+
+
+class PlaceLostError(RunFailedError):
+    """The place that a trial held on the cluster is gone with a node. Nothing is wrong with the run: its trial has to find another."""
+
+
+class NotBegunError(RunFailedError):
+    """The run was asked to stop while it waited for a place: nothing of it ran."""

@@ -1,4 +1,4 @@
-"""What a run emits, in order: RunStart, then Step, Eval, Drift and Freeze as they happen, then RunEnd; Resumption when it goes on.
+"""What a run emits, in order: RunStart, then Step, Eval, Drift, Freeze and Notice as they happen, then RunEnd; Resumption when it goes on.
 
 Layers comes once, after the first step.
 
@@ -199,6 +199,8 @@ class Freeze:
         threshold: The score below which groups froze; None for policies without one.
         limited_by: ``floor`` or ``cap`` when a limit kept groups active that were below the threshold, else empty.
         decide_s: Seconds from scores to frozen groups on rank 0.
+        frontier: Path of the first layer in network order with an active entry: those before it run without autograd. None while nothing
+            is frozen.
     """
 
     step: int
@@ -210,6 +212,22 @@ class Freeze:
     threshold: float | None
     limited_by: str
     decide_s: float
+    frontier: str | None = None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something about a run that its reader should know, in words.
+
+    Attributes:
+        step: Optimizer steps done.
+        topic: What it is about: ``prefix``, the memory of what the frozen prefix returns.
+        text: A sentence.
+    """
+
+    step: int
+    topic: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -250,4 +268,4 @@ class RunEnd:
     peak_memory_bytes: int | None = None
 
 
-Event = RunStart | Resumption | Layers | Step | Eval | Drift | Freeze | RunEnd
+Event = RunStart | Resumption | Layers | Step | Eval | Drift | Freeze | Notice | RunEnd

@@ -8,6 +8,9 @@ from typing import Any
 
 from fat_ray.errors import InputError
 
+roots: set[str] = set()
+"""Packages and modules of the user's own code that was resolved in this process, by the first part of their names."""
+
 
 def resolve(field: str, reference: str, returns: str, error: type[InputError]) -> Callable[..., Any]:
     """The function that a `module:function` names.
@@ -22,6 +25,7 @@ def resolve(field: str, reference: str, returns: str, error: type[InputError]) -
         InputError: As `error`: it cannot be imported, is not there, or cannot be called.
     """
     module_name, function_name = reference.split(":")
+    roots.add(module_name.partition(".")[0])
     try:
         module = importlib.import_module(module_name)
     except Exception as cause:

@@ -5,12 +5,15 @@ one entry per group; those of Fisher drift may have rows before that, one per se
 arXiv 2606.10196, Alg. 1 and 2; floor and cap are this project's.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -319,3 +322,64 @@ def compromise(values: Mapping[str, Sequence[float]], directions: Sequence[str])
     low, high = costs.min(axis=0), costs.max(axis=0)
     scaled = (costs - low) / np.where(high > low, high - low, 1.0)
     return list(values)[int(np.argmin((scaled**2).sum(axis=1)))]
+
+
+def front_ranks(values: ArrayLike, directions: Sequence[str]) -> list[int]:
+    """The Pareto rank of each point: 1 for the front, 2 for the front without the first, and so on.
+
+    A point dominates another when it is at least as good in every objective and better in one; equal points share a rank. With one
+    objective this is the dense rank. Points are taken in lexicographic order, so that each can only be dominated by those before it, and go
+    to the first front that holds none that dominates it, found by bisection (Zhang et al. 2015).
+
+    Args:
+        values: Finite numbers of shape (points, objectives).
+        directions: ``maximize`` or ``minimize`` per objective.
+    """
+    signs = np.array([-1.0 if direction == "maximize" else 1.0 for direction in directions])
+    costs: Floats = np.asarray(values, dtype=np.float64).reshape(-1, len(directions)) * signs
+    points, place = np.unique(costs, axis=0, return_inverse=True)  # in lexicographic order
+    if costs.shape[1] > 2:
+        ranks = _ranks_by_members(points[:, 1:])
+    else:
+        ranks = _ranks_by_last(points[:, -1] if costs.shape[1] == 2 else np.zeros(len(points)))
+    return [ranks[at] for at in place.ravel()]
+
+
+def _ranks_by_last(second: Floats) -> list[int]:
+    """Of two objectives the last point of a front has the least of the second, which grows from front to front."""
+    ranks, last = list[int](), list[float]()
+    for cost in second.tolist():
+        front = bisect_right(last, cost)
+        last[front : front + 1] = [cost]
+        ranks.append(front + 1)
+    return ranks
+
+
+def _ranks_by_members(others: Floats) -> list[int]:
+    """The first front without a point that is no worse in all objectives but the first, in which none is better."""
+    ranks, fronts = list[int](), list[list[int]]()
+
+    def dominated(front: int, at: int) -> bool:
+        return bool((others[fronts[front]] <= others[at]).all(axis=1).any())
+
+    for at in range(len(others)):
+        low, high = 0, len(fronts)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if dominated(middle, at) else (low, middle)
+        if low == len(fronts):
+            fronts.append([])
+        fronts[low].append(at)
+        ranks.append(low + 1)
+    return ranks
+
+
+def running_mean(seeds: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """For each step of the last seed the mean over this seed and those before it that have that step.
+
+    Args:
+        seeds: For each seed, in the order in which they were trained, a value by step. Steps with a mean that is NaN or infinite are
+            left out.
+    """
+    means = {step: fmean(seed[step] for seed in seeds if step in seed) for step in sorted(seeds[-1] if seeds else ())}
+    return {step: mean for step, mean in means.items() if isfinite(mean)}

@@ -7,8 +7,9 @@ from typing import Any
 
 import altair as alt
 
-from fat_ray.analysis import series, text
+from fat_ray.analysis import series
 from fat_ray.analysis.compare import Comparison
+from fat_ray.view import text
 
 Chart = dict[str, Any]
 _NO_UNIT_AT_ZERO = "datum.value ? format(datum.value, '~s') : '0'"

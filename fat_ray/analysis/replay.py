@@ -17,7 +17,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fat_ray.analysis import text
 from fat_ray.errors import InputError
 from fat_ray.replay import costs
 from fat_ray.replay.recording import Recording
@@ -27,6 +26,7 @@ from fat_ray.rules import Ints
 from fat_ray.spec.document import parse
 from fat_ray.spec.path import shorten
 from fat_ray.spec.run import REPLAYED
+from fat_ray.view import text
 
 JSON_VERSION = 1
 """Raised when a key of the JSON document changes its meaning or goes."""

@@ -14,7 +14,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fat_ray.analysis import text
 from fat_ray.errors import InputError
 from fat_ray.records.manifest import read_manifest
 from fat_ray.records.reader import read_table, run_start, runs
@@ -24,6 +23,7 @@ from fat_ray.replay.reference import locate, reference, references
 from fat_ray.replay.settings import WINDOW, differing, settings_of, unknown_fields
 from fat_ray.replay.simulate import Schedules, replay
 from fat_ray.rules import Bools, Ints
+from fat_ray.view import text
 
 JSON_VERSION = 1
 """Raised when a key of the JSON document changes its meaning or goes."""

@@ -13,18 +13,22 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fat_ray.analysis import plots, series, text, theme, words
-from fat_ray.analysis.compare import Comparison, compare
+from fat_ray.analysis import plots, series, theme, words
+from fat_ray.analysis.compare import Comparison, compare_studies
+from fat_ray.analysis.read import open_studies, tolerantly
 from fat_ray.analysis.render import explanations
-from fat_ray.analysis.table import run_table, setting_table
-from fat_ray.errors import InputError, OutputError
+from fat_ray.analysis.table import run_table, seed_table, seed_title, setting_table
+from fat_ray.errors import InputError
+from fat_ray.view import text
+
+REPORT = "report.html"
 
 
-def write_report(directory: Path | str, *, run: str | None = None) -> Path:
-    """Writes `report.html` into a study's directory, in place of an older one.
+def write_report(directory: Path | str, *, run: str | None = None) -> Path | str:
+    """Writes `report.html` into a study's directory, in place of an older one, and returns its path or URI.
 
     Args:
-        directory: The study, finished or still running.
+        directory: The study or its URI, finished or still running.
         run: The run whose freeze schedule and drift are drawn; None: the first seed of the best compromise.
 
     Raises:
@@ -32,14 +36,11 @@ def write_report(directory: Path | str, *, run: str | None = None) -> Path:
         InputError: There is no such run.
         OutputError: The page cannot be written.
     """
-    html = render_report(compare([directory]), run=run, library=chart_library())
-    path, scratch = Path(directory) / "report.html", Path(directory) / "report.html.tmp"
-    try:
-        scratch.write_text(html, encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}") from error
-    return path
+    studies = open_studies([directory])
+    html = tolerantly(studies, lambda whole: render_report(compare_studies(whole), run=run, library=chart_library()))
+    place = studies[0].place
+    place.write(REPORT, html.encode())
+    return place.local / REPORT if place.local else f"{place.name}/{REPORT}"
 
 
 @cache
@@ -75,6 +76,8 @@ def render_report(comparison: Comparison, *, run: str | None, library: str) -> s
         facts=words.facts(comparison),
         caveats=words.caveats(comparison),
         settings=setting_table(comparison) if comparison.several_seeds else None,
+        seeds=seed_table(comparison) if comparison.several_seeds else None,
+        seed_title=seed_title(comparison),
         runs=run_table(comparison),
         explanations=explanations(comparison),
         chosen=chosen,

@@ -6,10 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from fat_ray.analysis import text
 from fat_ray.analysis.compare import FULL, Comparison
-from fat_ray.analysis.pareto import front_ranks
 from fat_ray.analysis.read import collect, scan
+from fat_ray.rules import front_ranks
+from fat_ray.view import text
 
 Rows = list[dict[str, Any]]
 

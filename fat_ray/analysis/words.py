@@ -6,8 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from fat_ray.analysis import text
 from fat_ray.analysis.compare import FULL, Comparison
+from fat_ray.analysis.conclusions import limits, seed_by_seed
+from fat_ray.view import text
 
 Row = dict[str, Any]
 
@@ -70,6 +71,8 @@ def outcome(comparison: Comparison) -> str:
             f"It trained {text.percent(share)} of the parameters on average, with {text.ratio(flops)} the FLOPs"
             f" and {text.ratio(time)} the training time of full fine-tuning."
         )
+    if different := seed_by_seed(comparison, best):
+        parts.append(different)
     if matched:
         parts.append(f"Freezing a matched number of parameters at random reached {_mean(matched, 'val_last')}.")
     constant = comparison.references["val"].drop_nulls().to_list()
@@ -147,7 +150,7 @@ def caveats(comparison: Comparison) -> list[str]:
             "One seed per setting: a difference between two runs includes the noise of single trainings. No claim about significance."
         )
     else:
-        said.append(f"{seeds} seeds per setting: means ± sample standard deviations. No test of significance was made.")
+        said += [f"{seeds} seeds per setting: means ± sample standard deviations.", *limits(comparison)]
     if comparison.best is not None:
         said.append(
             "This setting was picked on the validation split, so its validation value is optimistic;"
@@ -160,7 +163,7 @@ def caveats(comparison: Comparison) -> list[str]:
     ended = int(runs["partial"].sum()) - running
     if ended:
         said.append(f"{text.count(ended, 'run')} ended early. Values marked † are partial: not comparable, not ranked, never on the front.")
-    return [*said, *comparison.notes]
+    return [*said, *comparison.damage, *comparison.notes]
 
 
 GLOSSARY = {
@@ -179,6 +182,9 @@ GLOSSARY = {
     "full fine-tuning": "The baseline `none`: every parameter stays active.",
     "random matched": "A baseline that freezes as many parameters as a recorded schedule did, chosen at random.",
     "constant prediction": "The score of a model that predicts the same for every input: what must be beaten.",
+    "95 % interval": "BCa bootstrap over the seeds. With few seeds it is too narrow.",
+    "p, Holm": "Exact paired permutation test against full fine-tuning with the same seeds; corrected for the number of settings compared.",
+    "effect, g_z": "The mean difference in standard deviations of the differences, corrected for few seeds.",
     "zero-shot": "Evaluation on data from elsewhere without training on it. For the embedded cracks it is a proxy: the test split under"
     " blur, noise, contrast and lighting shifts, whose strengths were chosen by looking at one model.",
     "FLOPs": "Analytic floating point operations of forward and backward passes, two per multiply-add.",

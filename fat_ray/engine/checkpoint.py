@@ -34,7 +34,7 @@ from fat_ray.engine.vault import (
 )
 from fat_ray.errors import InputError, RecordError
 from fat_ray.fisher.reduce import all_sum, check_agreement, world
-from fat_ray.records.files import explain, write_synced
+from fat_ray.records.files import explain
 from fat_ray.spec.job import RunJob
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,9 @@ log = logging.getLogger(__name__)
 Position = Mapping[str, int]
 """Where the records of a run stand, see `records.sink.Sink.position`."""
 
-_FREE = {f"train.{name}" for name in ("workers", "cpus_per_worker", "gpus_per_worker", "backend", "checkpoint", "retries")}
+_FREE = {f"train.{name}" for name in ("workers", "cpus_per_worker", "gpus_per_worker", "backend", "checkpoint", "retries")} | {
+    "freeze.cache_prefix_bytes"
+}
 """Fields of a run that may be others when it goes on."""
 
 
@@ -74,11 +76,11 @@ class Checkpoints:
     def __init__(self, job: RunJob, device: torch.device) -> None:
         self._job, self._device = job, device
 
-    def is_due(self, done: int) -> bool:
-        """Whether to save after so many steps: at the chosen ones and at the last."""
+    def is_due(self, done: int, *, asked: bool = False) -> bool:
+        """Whether to save after so many steps: at the chosen ones, at the last, and when asked; never where checkpoints are not wanted."""
         train = self._job.spec.train
         every = train.evaluate_every if train.checkpoint.every is None else train.checkpoint.every
-        return every > 0 and (done % every == 0 or done == train.steps)
+        return every > 0 and (asked or done % every == 0 or done == train.steps)
 
     def save(self, trainer: Trainer, ledger: Ledger, records: Position) -> None:
         """Saves the run after a step. What cannot be written is a warning, and training goes on: the checkpoint before it is still there.
@@ -121,7 +123,7 @@ class Checkpoints:
                 "records": dict(records),
                 "optimizer": write_shared(folder, trainer),
             }
-            write_synced(folder / STATE, json.dumps(state, indent=1, allow_nan=False).encode())
+            (folder / STATE).write_text(json.dumps(state, indent=1, allow_nan=False))
 
     def restore(self, trainer: Trainer, records_hold: Callable[[Position], bool]) -> Saved | None:
         """Brings a new trainer to the newest checkpoint that is whole, and removes newer ones: the run will come there again.

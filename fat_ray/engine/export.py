@@ -14,7 +14,8 @@ from fat_ray.engine.snapshot import MERGED, MODEL
 from fat_ray.engine.vault import STATE, check, checkpoints, runs_with_checkpoints
 from fat_ray.errors import InputError, OutputError, RecordError
 from fat_ray.records.files import adopt_mode, explain, sync
-from fat_ray.records.manifest import MANIFEST
+from fat_ray.records.manifest import MANIFEST, read_manifest
+from fat_ray.records.reader import run_end, runs
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +93,28 @@ def _locate(place: Path) -> tuple[Path, str]:
 
 def _known(directory: Path, run: str) -> str:
     found = runs_with_checkpoints(directory)
-    if run not in found:
-        raise InputError(f"{directory} holds no checkpoint of a run {run}; it holds those of {', '.join(found) or 'none'}")
-    return run
+    if run in found:
+        return run
+    held = f"it holds those of {', '.join(found) or 'none'}"
+    if run in runs(directory):
+        raise InputError(f"{directory} holds no checkpoint of run {run}: {_why_not(directory, run)}; {held}")
+    raise InputError(f"{directory} holds no checkpoint of a run {run}; {held}")
+
+
+def _why_not(directory: Path, run: str) -> str:
+    """Why a run that has records has no checkpoint."""
+    study = read_manifest(directory).spec
+    checkpoint = study["train"].get("checkpoint", {})
+    if checkpoint.get("every") == 0:
+        return "train.checkpoint.every is 0"
+    if run_end(directory, run) is None:
+        return "it has not come to its first one yet"
+    if checkpoint.get("retain") == "front" and (study["search"] or study["baselines"]):
+        return (
+            "a search keeps those of its Pareto front and of trials that may go on; to keep all, launch it with "
+            "--set train.checkpoint.retain=all"
+        )
+    return "it ended before its first one"
 
 
 def _newest_whole(directory: Path, run: str) -> Path:

@@ -12,9 +12,9 @@ mixtures of experts) is counted as it was in the watched step.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fat_ray.freeze.prefix import PrefixMemory
 from fat_ray.tasks.base import Batch
 
 _aten = torch.ops.aten
@@ -51,17 +52,21 @@ class Flops:
 class FlopMeter:
     """Knows what the forward and backward of a step cost on this rank.
 
+    Where outputs of a frozen prefix are remembered, what was not computed is not counted, and what was computed once more to try it out is.
+    Watched steps compute everything.
+
     Args:
         model: The network, not its DDP wrapper.
+        memory: What is remembered; None: nothing.
 
     Attributes:
         step: What the last step cost.
         layers: What the forward of the last step that was watched cost, as in `events.Layers`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._known: dict[tuple[torch.Size, ...], Flops] = {}
+    def __init__(self, model: nn.Module, memory: PrefixMemory | None = None) -> None:
+        self._model, self._memory = model, memory
+        self._known: dict[tuple[torch.Size, ...], tuple[Flops, Mapping[nn.Module, float]]] = {}
         self.step = Flops()
         self.layers: list[tuple[str | None, float]] = []
 
@@ -69,13 +74,18 @@ class FlopMeter:
     def watch(self, batch: Batch) -> Iterator[None]:
         """Surrounds the forward and backward of a step, after which `step` is what they cost."""
         shapes = tuple(tensor.shape for tensor in batch)
+        recalls = self._memory.recalls if self._memory else []
         if shapes not in self._known:
-            with _Watch(self._model) as watch, watch.modules():
+            computed = self._memory.recomputed() if self._memory else nullcontext()
+            with computed, _Watch(self._model, {recall.body for recall in recalls}) as watch, watch.modules():
                 yield
-            self._known[shapes], self.layers = watch.flops(), watch.layers
+            self._known[shapes] = watch.flops(), {module: sum(calls) / len(calls) for module, calls in watch.calls.items()}
+            self.layers = watch.layers
         else:
             yield
-        self.step = self._known[shapes]
+        flops, of_a_call = self._known[shapes]
+        spared = sum(recall.spared * of_a_call.get(recall.body, 0) for recall in recalls)
+        self.step = replace(flops, forward=flops.forward - spared)
 
     def forget(self) -> None:
         """To be called when other tensors are trained than before."""
@@ -83,12 +93,18 @@ class FlopMeter:
 
 
 class _Watch(TorchDispatchMode):
-    """Adds up the operations of everything that runs inside it, the backward of the same thread or of autograd's own included."""
+    """Adds up the operations of everything that runs inside it, the backward of the same thread or of autograd's own included.
+
+    Args:
+        model: Whose parameters are weights.
+        apart: Modules of which each call is also counted by itself, in `calls`.
+    """
 
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, apart: Collection[nn.Module]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._apart, self.calls = apart, dict[nn.Module, list[int]]()
         self._weights: dict[int, str] = {}  # to the module that owns it
         for name, parameter in model.named_parameters():
             self._weights.setdefault(_memory(parameter), name.rpartition(".")[0])
@@ -111,11 +127,15 @@ class _Watch(TorchDispatchMode):
             entered.remove()
             left.remove()
 
-    def _enter_module(self, *_: Any) -> None:
+    def _enter_module(self, module: nn.Module, *_: Any) -> None:
         self._modules_running += 1
+        if module in self._apart:
+            self.calls.setdefault(module, []).append(-self._forward)
 
-    def _leave_module(self, *_: Any) -> None:
+    def _leave_module(self, module: nn.Module, *_: Any) -> None:
         self._modules_running -= 1
+        if module in self._apart:
+            self.calls[module][-1] += self._forward
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Executes an operation and counts it."""

@@ -8,9 +8,10 @@ import torch
 from fat_ray.engine.checkpoint import Checkpoints, difference
 from fat_ray.engine.costs import Ledger
 from fat_ray.engine.evaluate import evaluate
-from fat_ray.engine.step import StopRequest, Trainer
-from fat_ray.errors import DivergedError
-from fat_ray.events import Drift, Eval, Freeze, Layers, Resumption, RunEnd, Status, Step
+from fat_ray.engine.request import Request, StopRequest
+from fat_ray.engine.step import Trainer
+from fat_ray.errors import DivergedError, SupersededError
+from fat_ray.events import Drift, Eval, Freeze, Layers, Notice, Resumption, RunEnd, Status, Step
 from fat_ray.fisher.reduce import world
 from fat_ray.records.redact import scrub
 from fat_ray.records.sink import Sink
@@ -27,9 +28,9 @@ def train(job: RunJob, task: Task, sink: Sink, *, device: torch.device, stop_req
     Args:
         job: What to run.
         task: What is trained.
-        sink: Receives the events; a NullSink on every rank but 0. Closed before this returns or raises.
+        sink: Receives the events; a NullSink on every rank but 0. Closed before this returns or raises, but for `SupersededError`.
         device: Where to train.
-        stop_request: Asked on rank 0 at each step: the status to stop with, or None.
+        stop_request: Asked on rank 0 at each step; answered between this step and the next.
         on_evaluation: Called on every rank after each evaluation of ``val`` with the last metrics (``val/f1``) and the costs so far;
             equal on all ranks but for the seconds.
 
@@ -37,16 +38,22 @@ def train(job: RunJob, task: Task, sink: Sink, *, device: torch.device, stop_req
         How the run ended; a diverged run ends, it does not raise.
 
     Raises:
+        SupersededError: Another process goes on with the run, whose records this one no longer writes.
         Exception: Whatever broke the run, after its end was recorded as failed.
     """
     loop = RunLoop(job, task, sink, device=device, on_evaluation=on_evaluation)
+    is_ours = True
     try:
         return loop.run(stop_request)
+    except SupersededError:
+        is_ours = False
+        raise
     except Exception as error:
         loop.fail(scrub(f"{type(error).__name__}: {error}"))
         raise
     finally:
-        sink.close()
+        if is_ours:
+            sink.close()
 
 
 class RunLoop:
@@ -63,20 +70,22 @@ class RunLoop:
         """Set-up, steps with evaluations in between, end."""
         trainer = self._set_up(stop_request)
         ledger = self._start(trainer)
+        trainer.begin()
         steps, every = self._job.spec.train.steps, self._job.spec.train.evaluate_every
         try:
-            for step in range(trainer.freezer.step, steps):
-                stop = trainer.step()
-                if stop is not None:
-                    return self._end(ledger, stop, f"stopped on request after {step} of {steps} steps")
-                done = step + 1
+            for done in range(trainer.freezer.step + 1, steps + 1):
+                request = trainer.step()
+                if request is Request.PRUNE and done < steps:
+                    return self._stopped(ledger, Status.PRUNED, done)
                 if done == steps:
                     self._evaluate(trainer, ledger, done, self._sets)
                 elif done % every == 0:
                     self._evaluate(trainer, ledger, done, {"val": self._sets["val"]})
-                if self._checkpoints.is_due(done):
+                if self._checkpoints.is_due(done, asked=request in (Request.SAVE, Request.STOP)):
                     self._sink.flush()
                     self._checkpoints.save(trainer, ledger, self._sink.position())
+                if request is Request.STOP and done < steps:
+                    return self._stopped(ledger, Status.STOPPED, done)
         except DivergedError as error:
             return self._end(ledger, Status.DIVERGED, str(error))
         return self._end(ledger, Status.COMPLETED)
@@ -109,7 +118,7 @@ class RunLoop:
         self._sink.flush()
         return ledger
 
-    def _record(self, event: Drift | Freeze | Layers | Step) -> None:
+    def _record(self, event: Drift | Freeze | Layers | Notice | Step) -> None:
         assert self._ledger is not None
         if isinstance(event, Step):
             self._ledger.add_step(event)
@@ -124,6 +133,9 @@ class RunLoop:
             self._sink.emit(result)
         self._sink.flush()
         self._on_evaluation(ledger.summary(step))
+
+    def _stopped(self, ledger: Ledger, status: Status, done: int) -> RunEnd:
+        return self._end(ledger, status, f"stopped on request after {done} of {self._job.spec.train.steps} steps")
 
     def _end(self, ledger: Ledger, status: Status, reason: str = "") -> RunEnd:
         end = ledger.end(status, reason)

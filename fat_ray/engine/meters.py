@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from fat_ray.engine.flops import FlopMeter
 from fat_ray.fisher.reduce import traffic, world
+from fat_ray.freeze.prefix import PrefixMemory
 
 _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -31,11 +32,14 @@ class StepMeter:
         model: The network, not its DDP wrapper.
         optimizer: Whose state is counted.
         device: Where the step runs.
+        memory: What is remembered of the frozen prefix; None: nothing.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, memory: PrefixMemory | None = None
+    ) -> None:
         self._model, self._optimizer = model, optimizer
-        self.flops = FlopMeter(model)
+        self.flops = FlopMeter(model, memory)
         self._memory = PeakMemory(device)
         self._ddp_bytes: int | None = None
         self._optimizer_bytes: int | None = None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from fat_ray.tasks.base import Batch, ExampleSet
 
@@ -31,6 +32,12 @@ class TrainingOrder:
         positions = range(first + self.rank, first + self.global_batch, self.world_size)
         seeds = [int(np.random.SeedSequence((self.seed, 1, position)).generate_state(1)[0]) for position in positions]
         return self.examples.batch([self._index(position) for position in positions], seeds)
+
+    def repeats(self) -> bool:
+        """Whether examples are the same each time that they are read, as a few are that are read with two seeds each."""
+        indices = range(min(4, len(self.examples)))
+        first, second = (self.examples.batch(indices, [seed + index for index in indices]) for seed in (1, 1001))
+        return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
     def _index(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.examples))

@@ -46,7 +46,8 @@ def write_rank(folder: Path, trainer: Trainer) -> None:
     own = {**prefixed("rng", arrays), **prefixed(_AVERAGE, trainer.freezer.meter.share())}
     path = folder / _rank_file(world()[0])
     save_arrays(own, path, {"rng": json.dumps(numbers)})
-    sync(path)
+    if world()[0] > 0:  # the first rank's are waited for, all at once, when the checkpoint is sealed
+        sync(path)
 
 
 def write_shared(folder: Path, trainer: Trainer) -> dict[str, Any]:
@@ -57,16 +58,12 @@ def write_shared(folder: Path, trainer: Trainer) -> dict[str, Any]:
     """
     optimizer = trainer.freezer.entries.optimizer_state()
     save_tensors(_plain(trainer.model.state_dict()), folder / MODEL, {"format": "pt"})
-    written = [MODEL, _BUFFERS, _OPTIMIZER, _FREEZER]
     plain = plain_model(trainer.model)
     if plain is not trainer.model:
         save_tensors(_plain(plain.state_dict()), folder / MERGED, {"format": "pt"})
-        written.append(MERGED)
     save_tensors(_plain(_other_buffers(trainer.model)), folder / _BUFFERS)
     save_tensors(_plain(optimizer.tensors), folder / _OPTIMIZER)
     save_arrays({name: array.copy(order="C") for name, array in trainer.freezer.state().items()}, folder / _FREEZER)
-    for name in written:
-        sync(folder / name)
     return optimizer.plain
 
 

@@ -13,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from fat_ray.engine.flops import Flops
 from fat_ray.engine.meters import StepMeter
 from fat_ray.engine.order import TrainingOrder, learning_rate_factor
-from fat_ray.errors import DivergedError
-from fat_ray.events import Drift, Freeze, Layers, Status, Step
+from fat_ray.engine.request import Request, StopRequest
+from fat_ray.errors import DivergedError, SupersededError
+from fat_ray.events import Drift, Freeze, Layers, Notice, Step
 from fat_ray.fisher.reduce import all_sum, world
 from fat_ray.freeze.context import prepare_model
 from fat_ray.freeze.freezer import Freezer
@@ -24,17 +25,16 @@ from fat_ray.spec.job import RunJob
 from fat_ray.spec.run import OptimizerSpec
 from fat_ray.tasks.base import Batch, Task, to_device
 
-StopRequest = Callable[[], Status | None]
-_STOPS = (None, Status.PRUNED, Status.STOPPED)
+_REQUESTS = (None, *Request)
 
 
 @dataclass(frozen=True)
 class Agreed:
-    """What all ranks know of a batch: the mean loss, what the ranks computed together, and whether the run shall stop before its update."""
+    """What all ranks know of a batch: the mean loss, what the ranks computed together, and what the run is asked for."""
 
     loss: float
     flops: Flops
-    stop: Status | None
+    request: Request | None
 
 
 class Trainer:
@@ -56,7 +56,7 @@ class Trainer:
         *,
         device: torch.device,
         stop_request: StopRequest,
-        emit: Callable[[Drift | Freeze | Layers | Step], None],
+        emit: Callable[[Drift | Freeze | Layers | Notice | Step], None],
         policy: Policy | None = None,
     ) -> None:
         rank, world_size = world()
@@ -68,24 +68,28 @@ class Trainer:
         if policy is None and job.follow is not None:
             policy = RandomMatched(job.follow, job.seed)
         self.freezer = Freezer(self.model, self.optimizer, job.spec, policy=policy, steps=job.spec.train.steps, seed=job.seed, emit=emit)
-        self.meter = StepMeter(self.model, self.optimizer, device)
+        self.meter = StepMeter(self.model, self.optimizer, device, self.freezer.memory)
         self.order = TrainingOrder(task.train_set(), job.spec.train.global_batch, job.seed, rank, world_size)
         self.wrapped = wrap(self.model)
 
-    def step(self) -> Status | None:
-        """Trains one step; a status when the run has to stop before its update.
+    def begin(self) -> None:
+        """To be called before the first step, when events can be emitted."""
+        if self.freezer.memory is not None and not self.order.repeats():
+            self.freezer.remember_nothing("training examples are augmented at random, so that none comes again")
+
+    def step(self) -> Request | None:
+        """Trains one step; returns what the run is asked for when it is done.
 
         Raises:
             DivergedError: The loss, a gradient or a statistic is not finite on some rank; nothing was updated.
             RankDisagreementError: Ranks decided differently; nothing was updated.
+            SupersededError: The run is another process's now; nothing was updated.
         """
         started, step = time.perf_counter(), self.freezer.step
         self.meter.begin()
         batch = to_device(self.order.batch(step), self.device)
         loss = self._backward(batch)
         agreed = self._agree(loss, step)
-        if agreed.stop is not None:
-            return agreed.stop
         if self.freezer.after_backward():
             self.rewrap()
         grad_norm = self._clip(step)
@@ -93,7 +97,7 @@ class Trainer:
         self.emit(self._record(step, agreed, lr, grad_norm, started))
         if step == 0:
             self.emit(self._layers(agreed))
-        return None
+        return agreed.request
 
     def _backward(self, batch: Batch) -> Tensor:
         """Forward and backward; DDP averages the gradients, the collector sums factors on the way."""
@@ -107,15 +111,18 @@ class Trainer:
         return loss.detach()
 
     def _agree(self, loss: Tensor, step: int) -> Agreed:
-        """One small all-reduce: mean loss, whether it is finite everywhere, rank 0's answer to "shall we stop?", and operations."""
+        """One small all-reduce: mean loss, whether it is finite everywhere, what rank 0 is asked for, and operations."""
         rank, size = world()
-        stop = _STOPS.index(self.stop_request()) if rank == 0 else 0
+        asked = _REQUESTS.index(self.stop_request()) if rank == 0 else 0
         finite, flops = bool(torch.isfinite(loss)), self.meter.flops.step
-        mine = [float(loss) if finite else 0.0, float(not finite), float(stop), flops.forward, flops.input_gradient, flops.weight_gradient]
-        total, bad_ranks, stop_code, *flops_of_all = all_sum(torch.tensor(mine, dtype=torch.float64, device=self.device)).tolist()
+        mine = [float(loss) if finite else 0.0, float(not finite), float(asked), flops.forward, flops.input_gradient, flops.weight_gradient]
+        total, bad_ranks, code, *flops_of_all = all_sum(torch.tensor(mine, dtype=torch.float64, device=self.device)).tolist()
         if bad_ranks:
             raise DivergedError(f"the training loss became NaN or infinite at step {step} on {int(bad_ranks)} of {size} workers")
-        return Agreed(total / size, Flops(*flops_of_all), _STOPS[int(stop_code)])
+        request = _REQUESTS[int(code)]
+        if request is Request.LEAVE:
+            raise SupersededError(f"another process goes on with the run; this one left at step {step}")
+        return Agreed(total / size, Flops(*flops_of_all), request)
 
     def rewrap(self) -> None:
         """Wraps the model in DDP again, after tensors have left autograd."""

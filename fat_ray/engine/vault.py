@@ -10,11 +10,13 @@ A directory of another name, or without its seal, does not exist for a reader.
 import hashlib
 import json
 import shutil
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fat_ray.errors import RecordError
-from fat_ray.records.files import adopt_mode, sync, write_synced
+from fat_ray.records.files import adopt_mode, sync, sync_all
 
 FORMAT = "fat_ray checkpoint"
 VERSION = "1.0"
@@ -63,19 +65,24 @@ def seal(checkpoint: Path, run: str) -> None:
         adopt_mode(path)
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in sorted(temporary.iterdir())}
     manifest = {"format": FORMAT, "version": VERSION, "run": run, "step": step_of(checkpoint), "files": files}
-    write_synced(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
-    sync(temporary)
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    sync_all([*temporary.iterdir(), temporary])
     remove(checkpoint)
     temporary.rename(checkpoint)
     sync(checkpoint.parent)
 
 
 def prune(directory: str | Path, run: str, keep: int) -> None:
-    """Removes all but the newest checkpoints of a run, and what killed writers left."""
+    """Removes all but the newest checkpoints of a run, and what killed writers left. Training need not wait until the disk is done."""
     for checkpoint in checkpoints(directory, run)[keep:]:
-        remove(checkpoint)
-    for left in _place(directory, run).glob(".step-*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
+        _take_away(checkpoint)
+    left = list(_place(directory, run).glob(".step-*.tmp"))
+    threading.Thread(target=_delete, args=(left,), name="prune").start()
+
+
+def _delete(paths: Sequence[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def check(checkpoint: Path, run: str) -> None:
@@ -102,10 +109,28 @@ def check(checkpoint: Path, run: str) -> None:
 def remove(checkpoint: Path) -> None:
     """Removes a checkpoint, if it is there. Takes its name away first: a half removed one has none."""
     if checkpoint.exists():
-        gone = checkpoint.with_name(f".{checkpoint.name}.gone.tmp")
-        shutil.rmtree(gone, ignore_errors=True)
-        checkpoint.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(_take_away(checkpoint), ignore_errors=True)
+
+
+def _take_away(checkpoint: Path) -> Path:
+    """Takes the name of a checkpoint away; returns where it is."""
+    gone = checkpoint.with_name(f".{checkpoint.name}.gone.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    return checkpoint.rename(gone)
+
+
+def forget(directory: str | Path, run: str) -> None:
+    """Removes all checkpoints of a run, and what an earlier call that was killed left; their names go first.
+
+    Raises:
+        OSError: They are still there.
+    """
+    place = _place(directory, run)
+    gone = place.with_name(f".{run}.gone.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    if place.exists():
+        place.rename(gone)
+        shutil.rmtree(gone)
 
 
 class NewerCheckpointError(RecordError):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fat_ray.fisher.factors import Formulas, Part
+from fat_ray.fisher.factors import Formulas, Part, Parts
 from fat_ray.fisher.groups import Group
 
 Key = tuple[str, str, int]
@@ -60,8 +60,9 @@ class Share:
 class Collector:
     """Watches the layers of a model that have factors.
 
-    A layer that is called several times adds up over its calls, as does a layer that activation checkpointing runs again. Forwards
-    without gradients, or of a model in eval mode, are ignored.
+    A layer that is called several times adds up over its calls. Only calls count whose outputs receive a gradient: forwards without
+    gradients, outputs that the loss does not use, and what activation checkpointing computes twice leave no trace, nor does a model in
+    eval mode.
 
     Args:
         model: The network, not its DDP wrapper.
@@ -73,7 +74,9 @@ class Collector:
     def __init__(self, model: nn.Module, groups: Iterable[Group], formulas: Formulas, *, halves: bool = False) -> None:
         self._model, self._formulas, self._halves = model, formulas, halves
         self.layers = covered_layers(model, groups, formulas)
+        self._readers = {layer: formulas.readers(module) for layer, module in self.layers.items()}
         self._handles: list[RemovableHandle] = []
+        self._read: list[tuple[str, int, float, Parts]] = []
         self._sums: Sums = {}
 
     def arm(self, layers: Collection[str], share: Share) -> None:
@@ -84,60 +87,86 @@ class Collector:
             share: What the coming backward covers.
         """
         self._disarm()
-        _step_eagerly(on=True)
+        self._add()
+        step_eagerly(on=True)
         for layer in self.layers.keys() & set(layers):
-            self._handles.append(self.layers[layer].register_forward_hook(self._watch(layer, share)))
+            self._handles.append(self.layers[layer].register_forward_hook(self._watch(layer, share), with_kwargs=True))
 
     def _watch(self, layer: str, share: Share) -> Any:
+        readers = self._readers[layer]
+        assert readers is not None
+        read_inputs, read_gradients = readers
         squared = self._formulas.example_gradients
         scale = share.scale(example_gradients=squared)
+        # scaling the sums of squares saves a pass over the gradient
+        weight, factor = (scale**2, 1.0) if squared else (1.0, scale)
 
-        def forward_hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if not (torch.is_grad_enabled() and output.requires_grad and self._model.training):
+        def forward_hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            if not (output.requires_grad and self._model.training):
                 return
+            x = (args[0] if args else next(iter(kwargs.values()))).detach()
+            x = x.float() if x.is_floating_point() else x
+            seen = [(half, read_inputs(part)) for half, part in self._divided(x, share)]
 
             def gradient_hook(gradient: Tensor) -> None:
-                with torch.no_grad():
-                    values = gradient.float()
-                    if squared:  # scaling the sums saves a pass over the gradient
-                        self._add(layer, module, values, share, is_input=False, weight=scale**2)
-                    else:
-                        self._add(layer, module, values if scale == 1 else values * scale, share, is_input=False)
+                s = gradient.detach().float()
+                for half, parts in seen:
+                    self._read.append((layer, half, 1.0, parts))
+                for half, part in self._divided(s if factor == 1 else s * factor, share):
+                    self._read.append((layer, half, weight, read_gradients(part)))
 
             output.register_hook(gradient_hook)  # type: ignore[no-untyped-call]
-            with torch.no_grad():
-                self._add(layer, module, inputs[0].detach(), share, is_input=True)
 
         return forward_hook
 
-    def _add(self, layer: str, module: nn.Module, values: Tensor, share: Share, *, is_input: bool, weight: float = 1.0) -> None:
-        sums = self._formulas.inputs if is_input else self._formulas.outputs
-        split = round(values.shape[0] * share.boundary) if self._halves else 0
-        halves = values[:split], values[split:]
-        if self._halves and values.shape[0] < share.examples and 0 < share.boundary < 1:
-            halves = values, values  # called once for all examples, as position embeddings are: it cannot be taken apart
-        for half, part_values in enumerate(halves):
-            if part_values.shape[0]:
-                for part, (total, count) in sums(module, part_values).items():
-                    weighted = total if weight == 1 else total * weight
-                    before = self._sums.get((layer, part, half))
-                    self._sums[layer, part, half] = (weighted, count) if before is None else (before[0] + weighted, before[1] + count)
+    def _divided(self, values: Tensor, share: Share) -> Iterable[tuple[int, Tensor]]:
+        """The values of each half of the batch, without a half of which there is none."""
+        if not self._halves:
+            return ((1, values),)
+        if share.boundary in (0, 1):
+            return ((int(share.boundary == 0), values),)
+        axis = _axis_of_examples(values, share.examples)
+        if axis is None:
+            return ((0, values), (1, values))
+        split = round(values.shape[axis] * share.boundary)
+        return ((0, values.narrow(axis, 0, split)), (1, values.narrow(axis, split, values.shape[axis] - split)))
+
+    def _add(self) -> None:
+        """Adds up what hooks have read, so that they need not."""
+        for layer, half, weight, parts in self._read:
+            for part, (total, count) in parts.items():
+                weighted = total if weight == 1 else total * weight
+                before = self._sums.get((layer, part, half))
+                self._sums[layer, part, half] = (weighted, count) if before is None else (before[0] + weighted, before[1] + count)
+        self._read.clear()
 
     def take(self) -> Sums:
         """What was collected since the first `arm`: complete layers only, in a fixed order, both halves of each; disarms."""
         self._disarm()
-        _step_eagerly(on=False)
+        self._add()
+        step_eagerly(on=False)
         sums, self._sums = self._sums, {}
-        seen = {layer: [part for of, part, _ in sums if of == layer] for layer in self.layers}
-        complete = [layer for layer, parts in seen.items() if "row" in parts and "column" in parts]
+        seen: dict[str, set[str]] = {}
+        for layer, part, _ in sums:
+            seen.setdefault(layer, set()).add(part)
         halves = (0, 1) if self._halves else (1,)
-        keys = [(layer, part, half) for layer in complete for part in sorted(set(seen[layer])) for half in halves]
+        keys = [(layer, part, half) for layer in self.layers if layer in seen for part in sorted(seen[layer]) for half in halves]
         return {key: sums[key] if key in sums else _nothing(sums, key) for key in keys}
 
     def _disarm(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def _axis_of_examples(values: Tensor, examples: int) -> int | None:
+    """The dimension along which the halves of a batch lie: the first; the second where only that is as long as there are examples.
+
+    None where a layer is called once for all examples, as position embeddings are: its values count in both halves.
+    """
+    if values.ndim > 2 and values.shape[0] % examples and values.shape[1] == examples:
+        return 1
+    return 0 if values.shape[0] >= examples else None
 
 
 def _nothing(sums: Sums, key: Key) -> Part:
@@ -162,12 +191,12 @@ def covered_layers(model: nn.Module, groups: Iterable[Group], formulas: Formulas
     return {
         layer: module
         for layer in dict.fromkeys(group.layer for group in groups)
-        if formulas.covers(module := modules[layer])
+        if formulas.readers(module := modules[layer]) is not None
         and id(module) not in called_by_none
         and all(uses[id(p)] == 1 and role in ("weight", "bias") for role, p in module.named_parameters(recurse=False))
     }
 
 
-def _step_eagerly(*, on: bool) -> None:
-    """A compiled model misses hooks that were registered after it was compiled: while collecting, it runs as written."""
+def step_eagerly(*, on: bool) -> None:
+    """A compiled model misses hooks that were registered after it was compiled: while they are there, it has to run as written."""
     torch.compiler.set_stance("force_eager" if on else "default")

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 
+from fat_ray.errors import InputError
 from fat_ray.events import GroupInfo
 from fat_ray.spec.run import GroupSpec
 
@@ -78,7 +80,13 @@ def build_groups(model: nn.Module, spec: GroupSpec) -> list[Group]:
     Args:
         model: The network.
         spec: How to cut.
+
+    Raises:
+        InputError: A parameter has no shape yet.
     """
+    lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
+    if lazy is not None:
+        raise InputError(f"{lazy} has no shape before the first forward (a lazy module): let the model see one batch first")
     groups: list[Group] = []
     seen: set[int] = set()
     for layer, module in model.named_modules():

@@ -6,50 +6,29 @@ dilation, padding modes and string padding, as released. What is squared after a
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fat_ray.fisher.factors import Factors, Floats, Parts, patch_sums, sum_over_examples
-
-_TYPES = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)
+from fat_ray.fisher import squares
+from fat_ray.fisher.factors import Factors, Floats, Parts, Reader, Readers
 
 
 class ReleasedFormulas:
-    """Linear, Conv2d, BatchNorm2d and LayerNorm; everything else has no factors."""
+    """Linear, Conv2d, BatchNorm2d and LayerNorm, subclasses included; everything else has no factors."""
 
     example_gradients = False
 
-    def covers(self, module: nn.Module) -> bool:
-        """Instances of the four classes, subclasses included, as released."""
-        return isinstance(module, _TYPES)
-
-    def inputs(self, module: nn.Module, x: Tensor) -> Parts:
-        """Sums over the inputs of one call; counts are B, or what else divides them."""
-        x = x.float()
+    def readers(self, module: nn.Module) -> Readers | None:
+        """Sums whose counts are B, or what else divides them."""
         if isinstance(module, nn.Linear):
-            flat = x.reshape(-1, x.shape[-1])
-            return {"column": ((flat * flat).sum(0, keepdim=True), flat.shape[0])}
+            return _linear_inputs, _linear_gradients
         if isinstance(module, nn.Conv2d):
-            return _convolution(module, x)
+            return _convolution_inputs(module), _channel_gradients
         if isinstance(module, nn.BatchNorm2d):
-            return {"column": (x.sum((0, 2, 3)) / (x.shape[2] * x.shape[3]) ** 2, x.shape[0])}
-        # LayerNorm: every dimension but dimension 1 is reduced, the batch too
-        dims = [dim for dim in range(x.ndim) if dim != 1]
-        reduced = math.prod(x.shape[dim] for dim in dims if dim)
-        return {"column": (x.sum(dims) / reduced**2, x.shape[0])}
-
-    def outputs(self, module: nn.Module, gradient: Tensor) -> Parts:
-        """Sums over the output gradients of one call."""
-        if isinstance(module, nn.Linear):
-            flat = gradient.reshape(-1, gradient.shape[-1])
-            return {"row": ((flat * flat).sum(0), flat.shape[0])}
-        if isinstance(module, nn.Conv2d):
-            return {"row": ((gradient * gradient).sum((0, 2, 3)), gradient.numel() // gradient.shape[1])}
-        if isinstance(module, nn.BatchNorm2d):
-            return {"row": (gradient.sum((0, 2, 3)), gradient.shape[0])}
-        return {"row": (gradient.sum(list(range(gradient.ndim - 1))), gradient.shape[0])}
+            return _batch_norm_inputs, _batch_norm_gradients
+        return (_layer_norm_inputs, _layer_norm_gradients) if isinstance(module, nn.LayerNorm) else None
 
     def finish(self, module: nn.Module, sums: Mapping[str, tuple[Floats, float]]) -> Factors:
         """Squares what is squared after the sum, and sets the entry of the bias.
@@ -64,15 +43,51 @@ class ReleasedFormulas:
             entry = np.array([module.groups / columns.size], np.float32)
             return {"column": columns / count, "row": rows / row_count, "bias_column": entry}
         moments = np.array([np.square(columns).sum(), columns.size], np.float32) / count**2
-        return {"column": moments[:1], "row": np.square(rows) / row_count, "bias_column": moments[1:]}
+        shape = module.normalized_shape if isinstance(module, nn.LayerNorm) else rows.shape
+        row = np.broadcast_to(np.square(rows) / row_count, shape)  # a LayerNorm over several dimensions has S of the last
+        return {"column": moments[:1], "row": row, "bias_column": moments[1:]}
 
 
-def _convolution(module: nn.Conv2d, x: Tensor) -> Parts:
+def _linear_inputs(x: Tensor) -> Parts:
+    return {"column": (squares.per_feature(x)[None], x.numel() // x.shape[-1])}
+
+
+def _linear_gradients(s: Tensor) -> Parts:
+    return {"row": (squares.per_feature(s), s.numel() // s.shape[-1])}
+
+
+def _convolution_inputs(module: Any) -> Reader:
     """Patches with zero padding and no dilation, summed over examples, positions and groups."""
     padding = module.padding if isinstance(module.padding, tuple) else (0, 0)
-    squares = functional.pad(sum_over_examples(x * x), [padding[1], padding[1], padding[0], padding[0]])
-    plain = nn.Conv2d(1, 1, module.kernel_size, module.stride, device="meta")  # type: ignore[arg-type]  # the kernel without dilation
-    total, num_positions = patch_sums(squares, plain)
-    total = total.reshape(module.groups, -1, *total.shape[1:]).sum(0, keepdim=True)
-    count = x.shape[0] * (num_positions * total.numel() if module.bias is not None else 1)
-    return {"column": (total, count)}
+    geometry = zip(module.kernel_size, module.stride, (1, 1), padding, padding, strict=True)
+    axes = [squares.Axis(*axis) for axis in geometry]
+
+    def inputs(x: Tensor) -> Parts:
+        total, num_positions = squares.under_taps(x, axes)
+        total = total.reshape(module.groups, -1, *module.kernel_size).sum(0, keepdim=True)
+        return {"column": (total, x.shape[0] * (num_positions * total.numel() if module.bias is not None else 1))}
+
+    return inputs
+
+
+def _channel_gradients(s: Tensor) -> Parts:
+    return {"row": (squares.per_channel(s), s.numel() // s.shape[1])}
+
+
+def _batch_norm_inputs(x: Tensor) -> Parts:
+    return {"column": (x.sum((0, 2, 3)) / (x.shape[2] * x.shape[3]) ** 2, x.shape[0])}
+
+
+def _batch_norm_gradients(s: Tensor) -> Parts:
+    return {"row": (s.sum((0, 2, 3)), s.shape[0])}
+
+
+def _layer_norm_inputs(x: Tensor) -> Parts:
+    """Every dimension but dimension 1 is reduced, the batch too."""
+    dims = [dim for dim in range(x.ndim) if dim != 1]
+    reduced = math.prod(x.shape[dim] for dim in dims if dim)
+    return {"column": (x.sum(dims) / reduced**2, x.shape[0])}
+
+
+def _layer_norm_gradients(s: Tensor) -> Parts:
+    return {"row": (s.sum(list(range(s.ndim - 1))), s.shape[0])}

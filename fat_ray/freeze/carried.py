@@ -16,10 +16,10 @@ from fat_ray.freeze.freezer import Freezer
 def gather_state(freezer: Freezer) -> Arrays:
     """The state of a Freezer with what each rank alone holds of it; to be called on all ranks between two steps."""
     shares: list[Any] = [freezer.meter.share()]
-    num_ranks = world()[1]
+    num_ranks = world(freezer.ranks)[1]
     if num_ranks > 1:
         shares = [None] * num_ranks
-        dist.all_gather_object(shares, freezer.meter.share())
+        dist.all_gather_object(shares, freezer.meter.share(), group=freezer.ranks)
     every_share: Arrays = {index: average for share in shares for index, average in share.items()}
     return {"groups": np.array(len(freezer.groups)), **prefixed("freezer", freezer.state()), **prefixed("share", every_share)}
 

@@ -10,9 +10,11 @@
 
 `model.state_dict()` is at all times that of the plain model. Under DDP, when `after_backward` returns True, drop the wrapper, then wrap
 `model` again with `init_sync=False`. Under FSDP2 (`fully_shard`, before the optimizer is made) tensors freeze as wholes, so groups must not
-divide them (`fisher: {groups: {blocks: 1}}`), and nothing has to be wrapped again. Buffers do not freeze: see `freeze.entries`.
+divide them (`fisher: {groups: {blocks: 1}}`), and nothing has to be wrapped again. Buffers do not freeze (see `freeze.entries`) but for the
+statistics of norms, if `freeze.frozen_statistics` says so. What the frozen prefix returns can be remembered: see `freeze.prefix`.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -26,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fat_ray import rules
 from fat_ray.errors import DivergedError, InputError, SpecError
-from fat_ray.events import Drift, Freeze
+from fat_ray.events import Drift, Freeze, Notice
 from fat_ray.fisher.collector import Collector, Share, Sums
 from fat_ray.fisher.flat import Arrays, below
 from fat_ray.fisher.groups import build_groups
@@ -36,13 +38,17 @@ from fat_ray.fisher.state import Floats32
 from fat_ray.freeze.context import describe, group_spec
 from fat_ray.freeze.entries import ActiveEntries
 from fat_ray.freeze.gradients import MeanGradients
+from fat_ray.freeze.held import hold_statistics, let_go
 from fat_ray.freeze.policies import build_policy
 from fat_ray.freeze.policy import Decision, Observation, Policy
 from fat_ray.freeze.positions import PositionCounter
+from fat_ray.freeze.prefix import PrefixMemory
 from fat_ray.spec.run import MethodSpec
 from fat_ray.spec.wording import problems_of
 
-Emit = Callable[[Drift | Freeze], None]
+log = logging.getLogger(__name__)
+
+Emit = Callable[[Drift | Freeze | Notice], None]
 _COUNTERS = ("step", "num_updates", "num_events", "_layout_agreed")
 
 
@@ -50,19 +56,21 @@ class Freezer:
     """Statistics, decisions and their effect for one model and its optimizer.
 
     Args:
-        model: The network on its device, not its DDP wrapper.
+        model: The network on its device, not its DDP wrapper; what `torch.compile` made of it counts as itself.
         optimizer: Holds the trainable parameters of `model`.
         spec: How drift is measured and who decides, as a specification or the mapping that a study file would hold.
         process_group: The ranks that train the model together; None: all ranks.
         policy: Who decides instead of the policy that `spec` names, such as `freeze.scheduled.RandomMatched(schedule, seed)`.
         steps: Optimizer steps of the whole run, for policies that have to know.
         seed: Of policies that choose at random.
-        emit: Receives what was measured and decided.
+        emit: Receives what was measured and decided, and what is remembered.
 
     Attributes:
+        ranks: The ranks that train the model together; None: all ranks.
         groups: All groups, in network order.
         entries: Which entries may move.
         policy: Who decides.
+        memory: What the frozen prefix has returned; None where nothing is remembered.
         step: Steps done, that is calls of `after_backward`.
         num_updates: Drift updates done.
         num_events: Decisions taken.
@@ -86,8 +94,9 @@ class Freezer:
     ) -> None:
         if isinstance(model, DistributedDataParallel):
             raise InputError("model is a DistributedDataParallel wrapper: give the Freezer the network inside, model.module")
+        model = getattr(model, "_orig_mod", model)  # as `torch.compile` keeps it
         self.spec = spec = spec if isinstance(spec, MethodSpec) else _checked(spec)
-        self._ranks, self._emit = process_group, emit or _ignore
+        self.ranks, self._emit, self._model = process_group, emit or _ignore, model
         self.groups = build_groups(model, group_spec(spec.freeze, spec.fisher.groups))
         self.entries = ActiveEntries(model, optimizer, self.groups)
         self._device = next(model.parameters()).device
@@ -100,6 +109,10 @@ class Freezer:
         self.history = rules.DriftHistory.empty(len(self.groups))
         self.step = self.num_updates = self.num_events = 0
         self._layout_agreed = False
+        limit = spec.freeze.cache_prefix_bytes
+        self.memory = PrefixMemory(model, limit, self._tell) if limit else None
+        self._prefix_is_planned = False
+        self._settle()
 
     def _build_policy(self, model: nn.Module, steps: int | None, seed: int) -> Policy:
         freeze, bury_dead = self.spec.freeze, self.spec.fisher.uncovered == "zero"
@@ -117,12 +130,24 @@ class Freezer:
             examples: Examples of the coming micro-batch on this rank; a `Share` where a step has several micro-batches, ranks hold
                 different numbers of examples, or the loss is scaled.
         """
-        share = examples if isinstance(examples, Share) else Share(examples, *world(self._ranks))
+        if self.memory is not None:
+            if not self._prefix_is_planned:
+                self.memory.plan()  # only now modules are in the modes in which they are trained
+                self._prefix_is_planned = True
+            self.memory.begin()
+        share = examples if isinstance(examples, Share) else Share(examples, *world(self.ranks))
         self._gradients.arm(share)
         if self.num_events == 0 and self.policy.is_due(self.step):
             self._positions.arm()
         if self._collects() and self.spec.fisher.estimator == "kronecker":
             self.collector.arm(self.entries.active_layers(), share)
+
+    def remember_nothing(self, reason: str) -> None:
+        """Takes `freeze.cache_prefix_bytes` back, for a reason that is told."""
+        self._unsettle()
+        self.memory = None
+        self._settle()
+        self._tell(f"nothing is remembered: {reason}")
 
     def after_backward(self) -> bool:
         """Call once per step, when all gradients are there, before clipping and the optimizer's step.
@@ -166,7 +191,26 @@ class Freezer:
         self.history = rules.DriftHistory(**below("history", arrays))
         self.meter.load_state(below("meter", arrays), shares)
         self._previous_norm = arrays["previous_norm"]
-        return self.entries.load_state(below("entries", arrays))
+        self._unsettle()
+        changed = self.entries.load_state(below("entries", arrays))
+        self._settle()
+        return changed
+
+    def _unsettle(self) -> None:
+        """Makes all modules what they were made as, but for slices: before entries change."""
+        if self.memory is not None:
+            self.memory.release()
+            self._prefix_is_planned = False
+        let_go(self._model)
+
+    def _settle(self) -> None:
+        """What follows from the entries that are active now."""
+        if self.spec.freeze.frozen_statistics == "hold":
+            hold_statistics(self._model)
+
+    def _tell(self, text: str) -> None:
+        log.info("frozen prefix: %s", text)
+        self._emit(Notice(self.step, "prefix", text))
 
     def _measures(self) -> bool:
         wanted = "drift" in self.policy.needs or self.spec.fisher.record == "always"
@@ -179,7 +223,7 @@ class Freezer:
         """What this rank has seen; all ranks have seen the same layers."""
         sums = self.collector.take()
         if not self._layout_agreed:
-            check_layout(sums, self.step, self._device, self._ranks)
+            check_layout(sums, self.step, self._device, self.ranks)
             self._layout_agreed = True
         return sums
 
@@ -215,11 +259,13 @@ class Freezer:
         if decision.thaw is not None:
             active |= decision.thaw
         payload = observation.scores.tobytes() + decision.freeze.tobytes() + active.tobytes()
-        check_agreement(f"freeze decision at step {self.step}", payload, self._device, self._ranks)
+        check_agreement(f"freeze decision at step {self.step}", payload, self._device, self.ranks)
         self._layout_agreed = False
         if self.num_events == 0:
-            self.entries.positions = self._positions.take(self._device, self._ranks)
+            self.entries.positions = self._positions.take(self._device, self.ranks)
+        self._unsettle()
         changed = self.entries.set_active(active)
+        self._settle()
         self._emit(self._event(decision, time.perf_counter() - started))
         self.num_events += 1
         return changed
@@ -253,6 +299,7 @@ class Freezer:
             threshold=decision.threshold,
             limited_by=decision.limited_by,
             decide_s=decide_s,
+            frontier=self.frontier,
         )
 
 
@@ -264,7 +311,7 @@ def _checked(given: Mapping[str, Any]) -> MethodSpec:
         raise SpecError("Freezer", [replace(problem, field=problem.field or "spec") for problem in problems]) from None
 
 
-def _ignore(_: Drift | Freeze) -> None:
+def _ignore(_: Drift | Freeze | Notice) -> None:
     """For those who want no events."""
 
 

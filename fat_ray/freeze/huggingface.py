@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import get_last_checkpoint
 
 from fat_ray.errors import InputError
-from fat_ray.events import Drift, Freeze
+from fat_ray.events import Drift, Freeze, Notice
 from fat_ray.fisher.collector import Share
 from fat_ray.fisher.reduce import world
 from fat_ray.freeze.carried import gather_state, load_gathered
@@ -48,7 +48,7 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         spec: How drift is measured and who decides, as for `Freezer`.
         policy: Who decides instead of the policy that `spec` names.
         seed: Of policies that choose at random.
-        emit: Receives what was measured and decided.
+        emit: Receives what was measured and decided, and what is remembered.
 
     Attributes:
         freezer: None before the Trainer has made its optimizer.
@@ -94,7 +94,7 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         if args.should_save:
             save_file(arrays, Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE)
 
-    def _note(self, event: Drift | Freeze) -> None:
+    def _note(self, event: Drift | Freeze | Notice) -> None:
         if isinstance(event, Freeze):
             self._event = event
         if self._emit is not None:

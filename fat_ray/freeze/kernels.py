@@ -5,8 +5,12 @@ product among the runs, which are leaves of their own: the function takes them a
 Where a run is none of a tensor's (a role that is not cut), the tensor itself is the leaf and is treated as in the plain layer.
 
 Runs of weight rows select channels of the output's gradient, runs of columns select channels of the input.
+
+Where gathering costs more than it saves (`is_cheap`), or where torch's kernel would first copy what is multiplied (`_is_product`), other
+ways lead to the same gradients.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -102,22 +106,35 @@ class ConvolutionRuns(Function):
     def backward(ctx: Any, grad: Tensor) -> Grads:
         """Gradients in the dtype of `grad`; the engine converts each to the dtype of its leaf."""
         x, weight = ctx.saved_tensors
-        weight = weight.to(grad.dtype)
-        input_grad = weight_grad = bias_grad = None
-        if ctx.needs_input_grad[0]:
-            like = x if x is not None else grad.new_empty(1).expand(ctx.input_shape)
-            input_grad = _convolution_backward(grad, like, weight, ctx.geometry, (True, False))[0]
-        if ctx.needs_input_grad[1]:
-            weight_grad = _convolution_backward(grad, x, weight, ctx.geometry, (False, True))[1]
-        summed = [dim for dim in range(grad.ndim) if dim != 1]
-        if ctx.needs_input_grad[2]:
-            bias_grad = grad.sum(summed)
+        weight, runs = weight.to(grad.dtype), ctx.weight_runs
+        wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        input_grad = weight_grad = None
         parts: list[Tensor] = []
-        if ctx.weight_runs:
-            of_runs = _grads_of_columns if ctx.dim == 1 else _grads_of_rows
-            parts += of_runs(grad, x, weight, ctx.geometry, ctx.weight_runs)
+        if runs and ctx.dim == 0 and _is_product(grad, x, weight, ctx.geometry):
+            input_grad, parts = _products(grad, x, weight, runs, wants_input=wants_input)
+        else:
+            whole = wants_weight or (bool(runs) and ctx.dim == 0 and is_cheap(weight.shape, ctx.geometry[-1]))
+            if wants_input or whole:
+                like = x if x is not None else grad.new_empty(1).expand(ctx.input_shape)
+                input_grad, weight_grad, _ = _convolution_backward(grad, like, weight, ctx.geometry, (wants_input, whole))
+            if runs and weight_grad is not None:
+                parts = [weight_grad[start:stop].clone() for start, stop in runs]
+            elif runs:
+                parts = list((_grads_of_columns if ctx.dim == 1 else _grads_of_rows)(grad, x, weight, ctx.geometry, runs))
+        summed = [dim for dim in range(grad.ndim) if dim != 1]
+        bias_grad = grad.sum(summed) if wants_bias else None
         parts += [grad.narrow(1, start, stop - start).sum(summed) for start, stop in ctx.bias_runs]
-        return (input_grad, weight_grad, bias_grad, None, None, None, None, *parts)
+        return (input_grad, None if runs else weight_grad, bias_grad, None, None, None, None, *parts)
+
+
+def is_cheap(shape: Sequence[int], groups: int) -> bool:
+    """Whether the whole weight gradient of a convolution costs less than gathering what some rows of it need: in groups, with few taps.
+
+    Args:
+        shape: Of the weight.
+        groups: Of the channels.
+    """
+    return groups > 1 and math.prod(shape[1:]) <= 9
 
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool]) -> Grads:
@@ -152,6 +169,27 @@ def _grads_of_rows(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, 
     assert product is not None
     for part, (first, last) in zip(divide(product, 0, covered_rows), covered_rows, strict=True):
         yield from (part[start - first : stop - first] for start, stop in runs if first <= start < last)
+
+
+def _is_product(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether the gradients are products of matrices that lie in memory as such, but of which torch's kernel would make copies.
+
+    So it is with pointwise convolutions in channels last on the CPU where torch does without oneDNN (few examples, one thread).
+    """
+    stride, padding, dilation, groups = geometry
+    is_pointwise = weight[0, 0].numel() == 1 and groups == 1 and set(stride) == {1} and not any(padding)
+    if not is_pointwise or grad.device.type != "cpu" or not all(tensor.movedim(1, -1).is_contiguous() for tensor in (grad, x)):
+        return False
+    chosen: Any = torch._C._select_conv_backend  # noqa: SLF001  as inductor asks
+    return str(chosen(x, weight, None, stride, padding, dilation, False, (0,) * len(stride), groups)).startswith("_ConvBackend.Slow")  # noqa: FBT003
+
+
+def _products(grad: Tensor, x: Tensor, weight: Tensor, runs: Runs, *, wants_input: bool) -> tuple[Tensor | None, list[Tensor]]:
+    """Gradients of the input, if it is wanted, and of the runs of rows of a pointwise convolution in channels last."""
+    rows, columns = (tensor.movedim(1, -1).flatten(0, -2) for tensor in (grad, x))
+    shape = grad.shape[0], *grad.shape[2:], -1
+    input_grad = (rows @ weight.flatten(1)).reshape(shape).movedim(-1, 1) if wants_input else None
+    return input_grad, [(rows[:, start:stop].t() @ columns).reshape(-1, *weight.shape[1:]) for start, stop in runs]
 
 
 def _covering(runs: Runs, unit: int) -> list[Run]:

@@ -40,7 +40,7 @@ class FreezeCallback(Callback):  # type: ignore[misc]  # lightning is optional, 
         spec: How drift is measured and who decides, as for `Freezer`.
         policy: Who decides instead of the policy that `spec` names.
         seed: Of policies that choose at random.
-        emit: Receives what was measured and decided.
+        emit: Receives what was measured and decided, and what is remembered.
 
     Attributes:
         freezer: None before the fit.

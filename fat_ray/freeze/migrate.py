@@ -116,6 +116,18 @@ class Migration:
                     self.optimizer.state[piece.parameter] = state
             self._pieces[id(full)] = move.new
         self._fill_groups()
+        self._give_momentum([piece.parameter for move in moves.values() for piece in move.new])
+
+    def _give_momentum(self, parameters: list[nn.Parameter]) -> None:
+        """Fused SGD takes momentum of all parameters or of none: those that thaw start at zero where others have theirs already."""
+        if not isinstance(self.optimizer, optim.SGD):
+            return
+        state, moved = self.optimizer.state, {id(parameter) for parameter in parameters}
+        for group in self.optimizer.param_groups:
+            if group["fused"] and any("momentum_buffer" in state.get(parameter, {}) for parameter in group["params"]):
+                for parameter in group["params"]:
+                    if id(parameter) in moved:
+                        state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter, requires_grad=False))
 
     def _position(self, full: nn.Parameter) -> int:
         return next(i for i, params in enumerate(self._originals) if any(p is full for p in params))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fat_ray.fisher.collector import step_eagerly
 from fat_ray.fisher.reduce import Ranks, all_sum, world
 
 
@@ -24,6 +25,7 @@ class PositionCounter:
 
     def arm(self) -> None:
         """Counts all forwards with gradients until `take`."""
+        step_eagerly(on=True)
         if not self._handles:
             self._handles = [module.register_forward_hook(self._count) for module in self._counts]
 
@@ -38,6 +40,7 @@ class PositionCounter:
             device: Where the collective runs.
             ranks: Between whom.
         """
+        step_eagerly(on=False)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -11,7 +11,8 @@ Writing `layer.weight.data = …` leaves the runs behind; `load_state_dict`, `.t
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -314,14 +315,25 @@ def computes_by_runs(module: nn.Module) -> bool:
     return _kernel(plain_class(module)) is not Sliced
 
 
+@contextmanager
+def without_runs(model: nn.Module) -> Iterator[None]:
+    """While it lasts, the parameters of the model are those of the plain model: for code that pairs them with a copy's by their order."""
+    runs = model._modules.pop("active_runs", None)  # noqa: SLF001
+    try:
+        yield
+    finally:
+        if runs is not None:
+            model._modules["active_runs"] = runs  # noqa: SLF001
+
+
 class ActiveRuns(nn.Module):
     """Makes the runs of all sliced layers parameters of the root, of which it is the last child.
 
     Clipping, `zero_grad`, optimizers and DDP then find them, after all original parameters: `AveragedModel` pairs parameters by order.
     It adds nothing to a state_dict, and to the forward of an `nn.Sequential` neither. Moving and copying runs is for their layers to do.
 
-    A deep copy holds none: it is there to be evaluated or averaged (`AveragedModel` would average runs twice), and has no optimizer. Of an
-    `AveragedModel` with `use_buffers=True` made before anything is sliced, buffers are paired with runs: make it later, or without.
+    A deep copy holds none: it is there to be evaluated or averaged (`AveragedModel` would average runs twice), and has no optimizer. An
+    `AveragedModel` with `use_buffers=True` pairs buffers by order too, so it needs `without_runs` around its update.
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ActiveRuns":

@@ -4,6 +4,7 @@ import math
 
 from torch import nn
 
+from fat_ray.freeze.kernels import is_cheap
 from fat_ray.freeze.sliced import Cut, computes_by_runs
 
 RUN_S = 100e-6
@@ -16,15 +17,15 @@ POSITION_S = 2 / 75e9
 """What a frozen entry's gradient costs per position: two operations at the speed of one core."""
 
 DEPTHWISE_POSITION_S = 2 / 5e9
-"""The same where each output channel reads one input channel: there is no matrix product that would be fast."""
+"""The same where each output channel reads one input channel by more taps than `kernels.is_cheap`: torch has no quick kernel for that."""
 
 
 def worth_slicing(module: nn.Module, role: str, cut: Cut, positions: int | None) -> bool:
     """Whether slicing saves at least the time that it costs.
 
     A first run costs about what masking does, and is always worth it: it also saves optimizer state and traffic. Of every further run,
-    frozen entries have to make up for the cost. Where the module's own forward runs (norms, embeddings), the whole gradient is
-    computed, and only the update is saved.
+    frozen entries have to make up for the cost. Where the module's own forward runs (norms, embeddings), or the gradient is cheap (small
+    depthwise convolutions), all of it is computed, and only the update is saved.
 
     Args:
         module: Plain or sliced already.
@@ -36,6 +37,6 @@ def worth_slicing(module: nn.Module, role: str, cut: Cut, positions: int | None)
     active = sum(stop - start for start, stop in cut.runs)
     frozen = (shape[cut.dim] - active) * math.prod(shape[: cut.dim]) * math.prod(shape[cut.dim + 1 :])
     each_s = ENTRY_S
-    if computes_by_runs(module):
+    if computes_by_runs(module) and not is_cheap(shape, getattr(module, "groups", 1)):
         each_s += (positions or 1) * (DEPTHWISE_POSITION_S if len(shape) > 2 and shape[1] == 1 else POSITION_S)
     return frozen * each_s >= (len(cut.runs) - 1) * RUN_S

@@ -16,6 +16,7 @@ from fat_ray import __version__
 from fat_ray.errors import OutputError, RecordError, SpecError
 from fat_ray.records.environment import git_state
 from fat_ray.records.files import explain, free_bytes, mebibytes, write_atomic
+from fat_ray.records.place import Place, place_of
 from fat_ray.records.redact import scrub, secrets_in
 from fat_ray.records.schema import SCHEMA_VERSION, check_version
 from fat_ray.spec.base import Name, Strict
@@ -52,6 +53,8 @@ class Manifest(Strict):
     format: Literal["fat_ray study"] = "fat_ray study"
     schema_version: str = SCHEMA_VERSION
     """Version of the records, see docs/records.md."""
+    kind: Literal["study", "run"] = "study"
+    """``run``: a single run of the base settings, made by ``fat-ray run``."""
     name: Name
     launch: str
     """Random and unique for each launch: part of the ids of its W&B runs."""
@@ -70,7 +73,13 @@ class Manifest(Strict):
 
 
 def create_study(
-    directory: str | Path, spec: StudySpec, text: str, *, command: Sequence[str] = (), min_free_bytes: int = MIN_FREE_BYTES
+    directory: str | Path,
+    spec: StudySpec,
+    text: str,
+    *,
+    command: Sequence[str] = (),
+    kind: Literal["study", "run"] = "study",
+    min_free_bytes: int = MIN_FREE_BYTES,
 ) -> Manifest:
     """Makes a new study's directory with `study.yaml`, `study.json` and an empty `records/`; leaves nothing behind when it fails.
 
@@ -79,6 +88,7 @@ def create_study(
         spec: The resolved study.
         text: The study file as written.
         command: Arguments of the command line, without the program's name.
+        kind: See `Manifest`.
         min_free_bytes: What must be free at `directory`.
 
     Raises:
@@ -92,6 +102,7 @@ def create_study(
     _check_unused(directory)
     _check_space(directory, min_free_bytes)
     manifest = Manifest(
+        kind=kind,
         name=spec.name,
         launch=secrets.token_hex(4),
         created_at=datetime.now(UTC),
@@ -104,20 +115,25 @@ def create_study(
     return manifest
 
 
-def read_manifest(directory: str | Path) -> Manifest:
+def read_manifest(directory: str | Path | Place) -> Manifest:
     """The manifest of a study.
+
+    Args:
+        directory: The study's directory, or a URI of it.
 
     Raises:
         RecordError: There is none, or it is torn, foreign, or of a newer major version.
+        InputError: No file system goes with the URI.
     """
-    path = Path(directory) / MANIFEST
+    place = place_of(directory)
+    name = f"{place.name}/{MANIFEST}"
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(place.read(MANIFEST))
     except FileNotFoundError as error:
-        raise RecordError(f"{directory} holds no study: it has no {MANIFEST}") from error
+        raise RecordError(f"{place.name} holds no study: it has no {MANIFEST}") from error
     except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read: {error}") from error
-    return _parse(path, found)
+        raise RecordError(f"{name} cannot be read: {error}") from error
+    return _parse(name, found)
 
 
 def read_study(manifest: Manifest) -> StudySpec:
@@ -208,19 +224,19 @@ def _populate(directory: Path, manifest: Manifest, text: str) -> None:
         raise
 
 
-def _parse(path: Path, found: object) -> Manifest:
+def _parse(name: str, found: object) -> Manifest:
     if not isinstance(found, dict) or found.get("format") != Manifest.model_fields["format"].default:
-        raise RecordError(f"{path} is not the manifest of a fat_ray study")
-    check_version(path, str(found.get("schema_version", "")))
-    known = {name: value for name, value in found.items() if name in Manifest.model_fields}
+        raise RecordError(f"{name} is not the manifest of a fat_ray study")
+    check_version(name, str(found.get("schema_version", "")))
+    known = {key: value for key, value in found.items() if key in Manifest.model_fields}
     try:
         manifest = Manifest.model_validate_json(json.dumps(known))
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecordError(f"{path} is not a valid manifest: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise RecordError(f"{name} is not a valid manifest: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     missing = [key for key in _READ_KEYS if not _holds(manifest.spec, key)]
     if missing:
-        raise RecordError(f"{path} is not a valid manifest: spec lacks {', '.join(missing)}")
+        raise RecordError(f"{name} is not a valid manifest: spec lacks {', '.join(missing)}")
     return manifest
 
 

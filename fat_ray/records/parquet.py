@@ -8,9 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fat_ray.errors import RecordError
 from fat_ray.events import Event, RunStart
+from fat_ray.records.catalogue import COMPACTED
 from fat_ray.records.files import write_atomic
-from fat_ray.records.reader import part_number, parts, read_table, run_start
+from fat_ray.records.reader import next_part, num_compacted, part_number, parts, read_table, run_start
 from fat_ray.records.schema import TABLES, Columns, columns
 
 
@@ -28,7 +30,7 @@ class ParquetSink:
         self._run = run
         self._start = start
         self._pending: dict[str, list[Columns]] = {table: [] for table in TABLES}
-        self._next_part = {table: self._first_free_part(table) for table in TABLES}
+        self._next_part = {table: next_part(self._directory, table, run) for table in TABLES}
 
     def emit(self, event: Event) -> None:
         """Accepts one event; nothing is written before `flush`."""
@@ -63,7 +65,8 @@ class ParquetSink:
     def reaches(self, position: Mapping[str, int]) -> bool:
         """Whether all parts before a position are there: a power cut may take the newest away."""
         for table, count in position.items():
-            if not set(range(count)) <= {part_number(part) for part in parts(self._directory, table, self._run)}:
+            there = range(num_compacted(self._directory, table, self._run))
+            if not set(range(count)) <= {*there, *(part_number(part) for part in self._loose(table))}:
                 return False
         return True
 
@@ -71,15 +74,25 @@ class ParquetSink:
         """See `Sink.rewind`. The last tables go first, and of each the last part, so that readers find a shorter run at any moment.
 
         A part that is taken back becomes one without rows: no number is ever used for other rows, and no file vanishes under a reader.
+
+        Raises:
+            RecordError: A part cannot be written, or what must be taken back is compacted already, as only runs are that ended for good.
         """
-        begun = bool(read_table(self._directory, "runs", self._run).num_rows)
+        # Without groups it broke before it had any, and somebody else wrote its start (`study.verdict.record_end`).
+        begun = all(read_table(self._directory, table, self._run).num_rows for table in ("groups", "runs"))
         kept = ("groups", "runs", "resumptions") if begun else ("resumptions",)
-        for table in (table for table in reversed(TABLES) if table not in kept):
-            for part in reversed(parts(self._directory, table, self._run)):
+        tables = [table for table in reversed(TABLES) if table not in kept]
+        if any(num_compacted(self._directory, table, self._run) > position.get(table, 0) for table in tables):
+            raise RecordError(f"the records of {self._run} in {self._directory} are compacted: nothing of them can be taken back")
+        for table in tables:
+            for part in reversed(self._loose(table)):
                 if part_number(part) >= position.get(table, 0):
                     _write_part(part, TABLES[table].empty_table())
         self._start = run_start(self._directory, self._run) if begun else None
         return begun
+
+    def _loose(self, table: str) -> list[Path]:
+        return [part for part in parts(self._directory, table, self._run) if part.parent.name != COMPACTED]
 
     def _write(self, table: str, pending: Sequence[Columns]) -> None:
         rows = _to_table(self._run, table, pending)
@@ -87,9 +100,6 @@ class ParquetSink:
             path = self._directory / "records" / table / self._run / f"part-{self._next_part[table]:05d}.parquet"
             _write_part(path, rows)
             self._next_part[table] += 1
-
-    def _first_free_part(self, table: str) -> int:
-        return max((part_number(part) + 1 for part in parts(self._directory, table, self._run)), default=0)
 
 
 def _write_part(path: Path, rows: pa.Table) -> None:

@@ -1,29 +1,72 @@
 """Reads records, also while they are written. Whatever is not named `part-*.parquet` does not exist for a reader."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from datetime import UTC
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fat_ray.errors import RecordError
+from fat_ray.errors import RecordError, VanishedError
 from fat_ray.events import GroupInfo, RunEnd, RunStart, Status
-from fat_ray.records.schema import TABLES, check_version
+from fat_ray.records.catalogue import COMPACTED, Batch, Damage, check_metadata, compacted, footer, run_bounds
+from fat_ray.records.place import Place, place_of
+from fat_ray.records.schema import TABLES
+
+T = TypeVar("T")
 
 
 def runs(directory: str | Path) -> list[str]:
     """Ids of all runs that have started, sorted."""
-    return sorted(part.parent.name for part in (Path(directory) / "records" / "runs").glob("*/part-*.parquet") if part_number(part) == 0)
+    place = place_of(directory)
+    gathered = {run for batch in compacted(place, "runs") for run in batch.folded}
+    started = {part.parent.name for part in (Path(directory) / "records" / "runs").glob("*/part-*.parquet") if part_number(part) == 0}
+    return sorted(gathered | (started - {COMPACTED}))
 
 
 def parts(directory: str | Path, table: str, run: str) -> list[Path]:
-    """Part files of one table and run, in the order in which they were written."""
-    return sorted((Path(directory) / "records" / table / run).glob("part-*.parquet"), key=part_number)
+    """Files with the rows of one table and run, in the order in which these were written: a compacted one, then parts.
+
+    Raises:
+        RecordError: The compacted file that should hold them cannot be read.
+    """
+    while True:
+        held = _compacted(directory, table, run)
+        loose = sorted((Path(directory) / "records" / table / run).glob("part-*.parquet"), key=part_number)
+        if _compacted(directory, table, run) == held:  # else a compaction beside this reader gathered what was seen before
+            return [*held[0], *(part for part in loose if part_number(part) >= held[1])]
+
+
+def next_part(directory: str | Path, table: str, run: str) -> int:
+    """The number that the next part of one table and run gets: no number is ever used again.
+
+    Raises:
+        RecordError: As for `parts`.
+    """
+    loose = [part_number(part) + 1 for part in parts(directory, table, run) if part.parent.name != COMPACTED]
+    return max([_compacted(directory, table, run)[1], *loose])
+
+
+def num_compacted(directory: str | Path, table: str, run: str) -> int:
+    """How many parts of one table and run lie in a compacted file.
+
+    Raises:
+        RecordError: As for `parts`.
+    """
+    return _compacted(directory, table, run)[1]
+
+
+def _compacted(directory: str | Path, table: str, run: str) -> tuple[list[Path], int]:
+    """The compacted file that holds rows of a run, and how many of its parts."""
+    for batch in compacted(place_of(directory), table):
+        if run in batch.folded and not batch.problem:
+            return [Path(batch.file.path)], batch.folded[run]
+        if run in batch.folded and not (Path(directory) / "records" / table / run / "part-00000.parquet").exists():
+            raise RecordError(batch.problem)
+    return [], 0
 
 
 def part_number(part: Path) -> int:
@@ -48,56 +91,87 @@ def read_table(directory: str | Path, table: str, run: str) -> pa.Table:
         RecordError: A file is torn, foreign, or of a newer major version; the message names it.
     """
     schema = TABLES[table]
-    return pa.concat_tables([schema.empty_table(), *(read_part(part, table, run) for part in parts(directory, table, run))])
+    return _again_if_vanished(
+        lambda: pa.concat_tables([schema.empty_table(), *(read_part(part, table, run) for part in parts(directory, table, run))])
+    )
+
+
+def _again_if_vanished(read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except VanishedError:  # a compaction beside this reader; it takes no part away twice
+        return read()
 
 
 def read_part(path: Path, table: str, run: str) -> pa.Table:
-    """One part file, with the columns that this version knows.
+    """What one file holds of a table and run, with the columns that this version knows.
 
     Raises:
         RecordError: As for `read_table`.
     """
+    is_compacted = path.parent.name == COMPACTED
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            _check_metadata(path, file.schema_arrow.metadata or {}, table)
-            found = file.read([name for name in TABLES[table].names if name in file.schema_arrow.names])
-    except (OSError, pa.ArrowException) as error:
-        raise RecordError(f"{path} is not a whole Parquet file: {error}") from error
-    if "run" not in found.column_names or not pc.all(pc.equal(found["run"], run), min_count=0).as_py():
-        raise RecordError(f"{path} holds rows of another run than {run}")
-    return _conform(path, found, TABLES[table])
-
-
-def check_part(path: Path, table: str, run: str) -> None:
-    """Refuses a part file by its footer alone, no row is read; parts that were found good before cost one look at their size and time.
-
-    Raises:
-        RecordError: As for `read_table`.
-    """
-    try:
-        stat = path.stat()
+        with path.open("rb") as source:
+            found = read_rows(source, str(path), table, run if is_compacted else None)
+    except FileNotFoundError as error:
+        raise VanishedError(f"{path} is gone") from error
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error}") from error
-    _check_footer(path, table, run, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=2**16)
-def _check_footer(path: Path, table: str, run: str, mtime_ns: int, size: int) -> None:  # noqa: ARG001 - time and size only tell files apart
-    try:
-        footer = pq.read_metadata(path)
-    except (OSError, pa.ArrowException) as error:
-        raise RecordError(f"{path} is not a whole Parquet file: {error}") from error
-    _check_metadata(path, footer.metadata or {}, table)
-    if not _runs(footer) <= {run}:
+    if not pc.all(pc.equal(found["run"], run), min_count=0).as_py():
         raise RecordError(f"{path} holds rows of another run than {run}")
+    return found
 
 
-def _runs(footer: pq.FileMetaData) -> set[str]:
-    """Least and greatest run of each row group, as far as the file says."""
-    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
-    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-    known = [column.statistics for column in columns if column.path_in_schema == "run" and column.statistics is not None]
-    return {bound for statistics in known if statistics.has_min_max for bound in (statistics.min, statistics.max)}
+def read_rows(source: Any, name: str, table: str, run: str | None, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of an open file, each page against its checksum, with the columns that this version knows.
+
+    Args:
+        source: The file.
+        name: What it is called in messages.
+        table: The table that it must be of.
+        run: Only rows of this run; None: all.
+        columns: Only these columns of the table, in this order; None: all.
+
+    Raises:
+        RecordError: As for `read_table`.
+    """
+    schema = TABLES[table] if columns is None else pa.schema([TABLES[table].field(column) for column in columns])
+    try:
+        with _opened(source) as file:
+            check_metadata(name, file.schema_arrow.metadata or {}, table)
+            known = [column for column in schema.names if column in file.schema_arrow.names]
+            found = file.read(known) if run is None else _rows_of(file, known, run)
+    except (OSError, pa.ArrowException) as error:
+        raise RecordError(f"{name} is not a whole Parquet file: {error}") from error
+    if "run" not in found.column_names and "run" in schema.names:
+        raise RecordError(f"{name} has no column run")
+    return _conform(name, found, schema)
+
+
+def _opened(source: Any) -> pq.ParquetFile:
+    return pq.ParquetFile(source, page_checksum_verification=True)
+
+
+def _rows_of(file: pq.ParquetFile, columns: Sequence[str], run: str) -> pa.Table:
+    """The rows of one run, from the row groups that can hold any."""
+    bounds = run_bounds(file.metadata)
+    groups = [number for number in range(file.num_row_groups) if not bounds or bounds[number][0] <= run <= bounds[number][1]]
+    found = file.read_row_groups(groups, columns)
+    return found.filter(pc.equal(found["run"], run))
+
+
+def torn_pages(place: Place, table: str, batch: Batch) -> list[Damage]:
+    """Reads a whole file, each page against its checksum, and says which runs' rows cannot be had; nothing when all can."""
+    name, damage = place.shown(batch.file.path), []
+    bounds = footer(place, batch.file, table).bounds
+    for number in range(max(len(bounds), 1)):
+        low, high = bounds[number] if bounds else ("", max(batch.folded, default=""))
+        try:
+            with place.filesystem.open_input_file(batch.file.path) as source, _opened(source) as file:
+                _conform(name, file.read_row_groups([number]) if bounds else file.read(), TABLES[table])
+        except (OSError, pa.ArrowException, RecordError) as error:
+            damage.append(Damage(frozenset(run for run in batch.folded if low <= run <= high), f"{name} is not whole: {error}"))
+    return damage
 
 
 def run_start(directory: str | Path, run: str) -> RunStart:
@@ -136,6 +210,10 @@ def run_end(directory: str | Path, run: str) -> RunEnd | None:
 
 
 def _last_row(directory: str | Path, table: str, run: str) -> dict[str, Any] | None:
+    return _again_if_vanished(lambda: _find_last_row(directory, table, run))
+
+
+def _find_last_row(directory: str | Path, table: str, run: str) -> dict[str, Any] | None:
     for part in reversed(parts(directory, table, run)):
         rows: list[dict[str, Any]] = read_part(part, table, run).to_pylist()
         if rows:  # a part that was taken back has none
@@ -148,19 +226,12 @@ def _numbers(text: str) -> dict[str, float]:
     return {name: float(value) for name, value in json.loads(text).items()}
 
 
-def _check_metadata(path: Path, metadata: Mapping[bytes, bytes], table: str) -> None:
-    found = metadata.get(b"fat_ray.table", b"").decode(errors="replace")
-    if found != table:
-        raise RecordError(f"{path} is not a part of the table {table}: its metadata says fat_ray.table = {found or 'nothing'}")
-    check_version(path, metadata.get(b"fat_ray.schema", b"").decode(errors="replace"))
-
-
-def _conform(path: Path, found: pa.Table, schema: pa.Schema) -> pa.Table:
+def _conform(name: str, found: pa.Table, schema: pa.Schema) -> pa.Table:
     # A column that an older minor version did not have is null; types never change within a major version.
     try:
         arrays = [
             found[field.name].cast(field.type) if field.name in found.column_names else pa.nulls(len(found), field.type) for field in schema
         ]
     except pa.ArrowException as error:
-        raise RecordError(f"{path} has a column of another type than this version knows: {error}") from error
+        raise RecordError(f"{name} has a column of another type than this version knows: {error}") from error
     return pa.Table.from_arrays(arrays, schema=schema)

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from fat_ray.errors import RecordError
-from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, Layers, Resumption, RunEnd, RunStart, Step
+from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, Layers, Notice, Resumption, RunEnd, RunStart, Step
 from fat_ray.records.redact import scrub
 
 SCHEMA_VERSION = "1.2"
@@ -134,7 +134,10 @@ TABLES: dict[str, pa.Schema] = {
         ("threshold", pa.float64()),
         ("limited_by", pa.string()),
         ("decide_s", pa.float64()),
+        ("frontier", pa.string()),
     ),
+    # What a reader should know, in words.
+    "notices": _schema("notices", ("step", pa.int32()), ("topic", pa.string()), ("text", pa.string())),
     # One row per run, written when it ends, however it ends.
     "ends": _schema(
         "ends",
@@ -156,6 +159,21 @@ TABLES: dict[str, pa.Schema] = {
     ),
 }
 """In the order in which a flush writes them: who sees a row also finds the rows that it speaks of, and after `ends` nothing is missing."""
+
+ROW_KEYS = {
+    "groups": ("group",),
+    "runs": (),
+    "resumptions": ("resumed_at",),
+    "layers": ("place",),
+    "steps": ("step",),
+    "evals": ("step", "split", "metric"),
+    "drift": ("update", "group"),
+    "freezes": ("group",),
+    "events": ("event",),
+    "notices": ("step", "topic", "text"),
+    "ends": (),
+}
+"""What a row is about, besides its run: a run that was started again writes it again, and the later row counts."""
 
 Columns = dict[str, Sequence[Any]]
 """Values by column, all of the same length; a column that is left out is null."""
@@ -184,6 +202,8 @@ def columns(event: Event, start: RunStart) -> Iterator[tuple[str, Columns]]:
             yield "drift", _drift_columns(event, len(start.groups))
         case Freeze():
             yield from _freeze_columns(event, start.groups)
+        case Notice():
+            yield "notices", _row(vars(event))
         case RunEnd():
             yield "ends", _end_columns(event)
 

@@ -6,7 +6,7 @@ The records are the truth: the mirror reads nothing else, and its failure stops 
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,9 +71,20 @@ class WandbMirror:
                 _check_credentials()
 
     def begin_anew(self, run: str) -> None:
-        """Removes what an interrupted driver has mirrored offline: the whole run is mirrored again, from the records, under the same id."""
-        for left in (self._directory / "wandb").glob(f"**/offline-run-*-{self._id(run)}"):
-            shutil.rmtree(left, ignore_errors=True)
+        """Forgets that a run has been mirrored: all of it is mirrored again, from the records, under the same id."""
+        self._mark(run).unlink(missing_ok=True)
+
+    def catch_up(self, runs: Iterable[str]) -> None:
+        """Mirrors runs that have ended, but for those that have been mirrored to their end: a driver may have been killed before it was."""
+        for run in runs:
+            self.finish(run)
+
+    def _mark(self, run: str) -> Path:
+        """A file that is there when all of a run has been mirrored."""
+        return self._directory / "wandb" / "finished" / run
+
+    def _is_finished(self, run: str) -> bool:
+        return run in self._finished or self._mark(run).exists()
 
     def _id(self, run: str) -> str:
         manifest = read_manifest(self._directory)
@@ -93,7 +104,7 @@ class WandbMirror:
             self.finish(run)
 
     def _attempt(self, action: Callable[[str], None], run: str) -> None:
-        if self._off or run in self._finished:
+        if self._off or self._is_finished(run):
             return
         try:
             with _files_below(self._directory):
@@ -116,6 +127,9 @@ class WandbMirror:
     def _open(self, run: str) -> _Live:
         import wandb
 
+        # What a killed driver has mirrored. Online, W&B itself replaces a run by one that is begun under the same id.
+        for left in (self._directory / "wandb").glob(f"offline-run-*-{self._id(run)}"):
+            shutil.rmtree(left, ignore_errors=True)
         start = run_start(self._directory, run)
         handle = wandb.init(
             project=self._spec.project,
@@ -151,6 +165,8 @@ class WandbMirror:
             live.handle.log({"freeze/schedule": schedule, AXIS: live.step})
         finally:
             live.handle.finish(exit_code=int(failed))
+        self._mark(run).parent.mkdir(exist_ok=True)
+        self._mark(run).touch()
 
 
 def run_config(start: RunStart) -> dict[str, Any]:

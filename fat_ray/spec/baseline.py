@@ -37,6 +37,11 @@ class BaselineSpec(Strict):
         return {**self.set, **({} if self.policy is None else {"freeze.policy": self.policy})}
 
     @property
+    def shown(self) -> dict[str, Scalar]:
+        """Of these what its name does not say already."""
+        return {key: value for key, value in self.changes.items() if (key, value) != ("freeze.policy", self.name)}
+
+    @property
     def is_matched(self) -> bool:
         """Whether it follows the schedule of a run, and so comes after the search."""
         return self.changes.get("freeze.policy") == "random_matched"

@@ -28,5 +28,7 @@ class RunJob(Strict):
     """Absolute path of the study's directory, shared by all workers."""
     resume: bool = False
     """Go on with what `directory` holds of this run, from its newest checkpoint or else from the beginning; false: there is nothing yet."""
+    driver: int = 0
+    """Number of the driver that started it: when there is a later one, its processes leave (`fat_ray.train.lease`); 0: there is none."""
     follow: list[tuple[int, int]] | None = None
     """random_matched: the followed schedule as (step, active elements after the event), in order."""

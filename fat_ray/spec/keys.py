@@ -32,6 +32,7 @@ FIXED: Mapping[str, str] = {
     "train.backend": "resources are planned once for the whole study",
     "train.checkpoint.every": "it decides what is kept, not what is learnt",
     "train.checkpoint.keep": "it decides what is kept, not what is learnt",
+    "train.checkpoint.retain": "it decides what is kept, not what is learnt",
     "train.retries": "it decides what happens after a failure, not what is learnt",
     "fisher.record": "it decides what is recorded, not what is learnt",
     "freeze.follow": "it is set by the study",

@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from fat_ray.errors import Problem, SpecError
 from fat_ray.spec.check import cross_problems
 from fat_ray.spec.document import MAX_BYTES, Document, parse
 from fat_ray.spec.path import dotted, shorten
+from fat_ray.spec.plain import plain
 from fat_ray.spec.study import StudySpec
 from fat_ray.spec.task import BUILT_IN_TASKS, DATA_PATHS, EMBEDDED
 from fat_ray.spec.wording import problems_of
@@ -50,16 +50,17 @@ def load_study(path: str | FilePath, overrides: Sequence[str] = ()) -> LoadedStu
 
 
 def study_of(fields: Mapping[str, Any]) -> LoadedStudy:
-    """A study from the mappings, lists and plain values that its file would hold.
+    """A study from what its file would hold, in the types that Python programs hold it in, see `fat_ray.spec.plain`.
 
     Raises:
         SpecError: With all problems at once.
     """
+    odd: list[Problem] = []
+    values = plain(fields, (), odd)
+    if odd:
+        raise SpecError("Study(...)", odd)
     stream = io.StringIO()
-    try:
-        YAML(typ="safe", pure=True).dump(dict(fields), stream)
-    except YAMLError as error:
-        raise SpecError("Study(...)", [Problem("", None, f"holds a value that is no plain one: {error}")]) from error
+    YAML(typ="safe", pure=True).dump(values, stream)
     return _load("Study(...)", stream.getvalue(), ())
 
 

@@ -39,6 +39,8 @@ class CheckpointSpec(Strict):
     """Steps between checkpoints; null: one at each evaluation; 0: none at all. The last step has one too."""
     keep: Count = 2
     """Checkpoints kept of each run: the newest, and those before it in case the newest is damaged."""
+    retain: Literal["front", "all"] = "front"
+    """Whose checkpoints a search keeps when a trial has ended. front: those of the Pareto front, which the best is on; all: everybody's."""
 
 
 class TrainSpec(Strict):
@@ -60,7 +62,7 @@ class TrainSpec(Strict):
     """DDP processes of one run."""
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: NonNegative = 0.0
-    """0: train on CPU."""
+    """0: train on CPU. Below 1 the workers of a run share GPUs, as many on each as fit; above 1 a whole number."""
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     """auto: nccl where each worker has a GPU of its own (gpus_per_worker >= 1), else gloo."""
     checkpoint: CheckpointSpec = CheckpointSpec()
@@ -71,8 +73,12 @@ class TrainSpec(Strict):
     def _check(self) -> Self:
         if self.global_batch % self.workers:
             raise ValueError(f"global_batch = {self.global_batch} must be divisible by workers = {self.workers}")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError(f"gpus_per_worker = {self.gpus_per_worker:g} must be a whole number, or less than 1 for a share of a GPU")
         if self.backend == "nccl" and not self.gpus_per_worker:
             raise ValueError("backend nccl needs gpus_per_worker > 0")
+        if self.backend == "nccl" and self.gpus_per_worker < 1 and self.workers > 1:
+            raise ValueError("backend nccl refuses two workers on one GPU: use auto or gloo where gpus_per_worker < 1")
         return self
 
 
@@ -190,6 +196,11 @@ class FreezeSpec(Strict):
     merging."""
     options: dict[str, Any] = {}
     """A policy of your own: whatever it understands."""
+    frozen_statistics: Literal["move", "hold"] = "move"
+    """Norms with running statistics of which all parameters are frozen. move: they normalise by the batch and update their statistics, as
+    in plain training; hold: they normalise by their statistics, which stand still."""
+    cache_prefix_bytes: Annotated[int, Field(ge=0)] = 0
+    """Bytes on each worker in which outputs of the frozen prefix are remembered for examples that come again; 0: none."""
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

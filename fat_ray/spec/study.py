@@ -75,7 +75,8 @@ class BudgetSpec(Strict):
     concurrency: Count | None = None
     """Trials that run at the same time; null: as many as the cluster holds."""
     placement_timeout_s: Positive = 120.0
-    """Stock executor only: a trial whose workers cannot be placed within this time fails with the reason. Warm trials wait in Tune."""
+    """The study ends, with the numbers, when its cluster has been too small for a run for so long, since nodes left. As long as the cluster
+    is large enough and others use it, trials wait."""
 
 
 class WandbSpec(Strict):
@@ -113,8 +114,9 @@ class StudySpec(RunSpec):
     baselines: list[Baseline] = ["none", "random_matched"]
     """Reference runs with the same data, order and budget, before the search: policies, or sections with name, policy and set. One with
     policy random_matched comes after the search, since it follows a schedule of it."""
-    executor: Literal["stock", "warm"] = "stock"
-    """How Ray Train is used; see docs/decisions."""
+    executor: Literal["warm", "stock"] = "warm"
+    """warm: the worker processes of a trial are kept for the next one; it falls back to stock where Ray is not the version that it knows.
+    stock: Ray Train's public way, new processes for each run, some 15 s each (docs/decisions/0004)."""
     wandb: WandbSpec = WandbSpec()
     output: str = "out"
     """Directory in which the study's own directory `<output>/<name>` is made."""

@@ -7,64 +7,61 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
 
 from fat_ray.errors import ResourceError
-from fat_ray.spec.study import StudySpec
+from fat_ray.study.daemons import own_session
 from fat_ray.study.environment import DIRECTORY_PREFIX, set_defaults, short_directory
-from fat_ray.train.run import PLACEMENT_TIMEOUT_VARIABLE, TRAIN_ENV
+from fat_ray.train.placement import alive_nodes
+from fat_ray.train.resources import Resources
+from fat_ray.train.run import TRAIN_ENV
 
 PROBE_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 20.0
 
 
 @contextmanager
-def connect(address: str | None, spec: StudySpec) -> Iterator[list[dict[str, float]]]:
+def connect(address: str | None) -> Iterator[list[Resources]]:
     """Connects to a cluster, or starts a local one, and yields what each of its nodes has.
 
     A Ray that this process is connected to already is used and left as it is.
 
     Args:
         address: ``host:port`` of the cluster's head; None: a local Ray that ends with the context.
-        spec: The study.
 
     Raises:
         ResourceError: The cluster cannot be reached, or Ray cannot be started.
     """
-    variables = {**TRAIN_ENV, PLACEMENT_TIMEOUT_VARIABLE: f"{spec.budget.placement_timeout_s:g}"}
-    set_defaults(variables)
+    set_defaults(TRAIN_ENV)
     if address is not None:
         _check_reachable(address)
     if ray.is_initialized():
-        yield _nodes()
+        yield alive_nodes()
     elif address is None:
-        with _local(variables):
-            yield _nodes()
+        with _local():
+            yield alive_nodes()
     else:
-        with _remote(address, variables):
-            yield _nodes()
-
-
-def _nodes() -> list[dict[str, float]]:
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        with _remote(address):
+            yield alive_nodes()
 
 
 @contextmanager
-def _local(variables: Mapping[str, str]) -> Iterator[None]:
+def _local() -> Iterator[None]:
     files = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=short_directory()))
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(files),
-            runtime_env={"env_vars": {**variables, **_import_path()}},
-        )
+        with own_session():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(files),
+                runtime_env={"env_vars": {**TRAIN_ENV, **_import_path()}},
+            )
     except Exception as error:
         ray.shutdown()
         shutil.rmtree(files, ignore_errors=True)
@@ -77,9 +74,9 @@ def _local(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _remote(address: str, variables: Mapping[str, str]) -> Iterator[None]:
+def _remote(address: str) -> Iterator[None]:
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": dict(variables)})
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": dict(TRAIN_ENV)})
     except (Exception, SystemExit) as error:
         raise ResourceError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
     try:

@@ -1,195 +1,158 @@
-"""The progress of a study on stderr: a live table on a terminal, plain lines elsewhere, nothing when quiet."""
+"""The progress of a study on stderr: a live picture on a terminal or in a notebook, plain lines elsewhere, nothing when quiet."""
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
-from fat_ray.events import Status
-from fat_ray.spec.study import StudySpec, as_json, shown_objective
-from fat_ray.study.ledger import Ledger, Trial
+from fat_ray.spec.study import StudySpec
+from fat_ray.study.ledger import Ledger
+from fat_ray.study.portrait import Portrait
+from fat_ray.view import text
+from fat_ray.view.picture import TrialLine
+from fat_ray.view.render import as_html, left, render, setting, value
 
-_STYLES: Mapping[str, str] = {
-    "waiting": "dim",
-    "running": "cyan",
-    "stopping": "yellow",
-    "completed": "green",
-    "pruned": "yellow",
-    "stopped": "yellow",
-    "diverged": "bold red",
-    "failed": "bold red",
-}
-_MIN_ROWS = 5
+REFRESH_PER_S = 1.0
+
+ShowHtml = Callable[[str], None]
 
 
 class ConsoleCallback(Callback):  # type: ignore[misc]
-    """Shows the ledger of a study while Tune runs it.
+    """Shows a study while Tune runs it.
 
     Args:
         spec: The study.
         ledger: Its trials.
         quiet: Show nothing.
+        plain: Lines even on a terminal or in a notebook.
         console: Where to; default stderr.
+        show_html: Shows a page in the place of the last one, in a notebook; None elsewhere.
     """
 
-    def __init__(self, spec: StudySpec, ledger: Ledger, *, quiet: bool = False, console: Console | None = None) -> None:
-        self._spec, self._ledger, self._quiet = spec, ledger, quiet
-        self._console = console or Console(stderr=True)
-        self._labels = short_labels([*spec.search])
-        self._metric = shown_objective(as_json(spec)).metric
-        # Decided now: stdout may be redirected while the study runs.
-        self._is_live = self._console.is_terminal and sys.stdout.isatty() and not quiet
+    def __init__(
+        self,
+        spec: StudySpec,
+        ledger: Ledger,
+        *,
+        quiet: bool = False,
+        plain: bool = False,
+        console: Console | None = None,
+        show_html: ShowHtml | None = None,
+    ) -> None:
+        self._ledger, self._quiet = ledger, quiet
+        self._objectives = spec.objectives
+        self._portrait = Portrait(spec, ledger)
+        self._metric = self._portrait.shown.metric
+        self._console = console or Console(stderr=True, force_jupyter=False)
+        # Of the process, whatever it is redirected to while the study runs.
+        stdout_is_terminal = sys.__stdout__ is not None and sys.__stdout__.isatty()
+        self._is_live = self._console.is_terminal and stdout_is_terminal and not quiet and not plain
         self._live: Live | None = None
+        self._show_html = None if quiet or plain else show_html
+        self._next_page_s = float("-inf")
+        self._width = 0
+        self._told = 0
+        self._is_over = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a snapshot of its callbacks, and a live display has locks."""
         return {}
 
     def setup(self, *args: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's interface
-        """Starts the live table."""
+        """Starts the live picture."""
         if self._is_live:
-            self._live = Live(get_renderable=self.render, console=self._console, refresh_per_second=4, redirect_stdout=False)
+            self._width = self._console.width
+            self._live = Live(
+                get_renderable=self.render, console=self._console, refresh_per_second=REFRESH_PER_S, redirect_stdout=False, screen=False
+            )
             self._live.start()
+
+    def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:  # noqa: ARG002 - Tune's interface
+        """A line per warning; in a notebook, the picture every now and then."""
+        self._warn()
+        now_s = time.monotonic()
+        if self._show_html is not None and now_s >= self._next_page_s:
+            self._next_page_s = now_s + 1 / REFRESH_PER_S
+            self._show_html(as_html(self._portrait()))
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002 - Tune's interface
         """A line per trial that starts."""
-        ours = self._ledger.of(trial.trial_id)
-        self._line(f"{ours.name} started{self._with_setting(ours)}")
+        line = self._of(trial)
+        given = "full fine-tuning" if line.name == "none" else setting(line)
+        self._line(f"{line.name} started" + (f" with {given}" if given else ""))
 
     def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any) -> None:  # noqa: ARG002 - Tune's interface
         """A line per evaluation."""
-        ours = self._ledger.of(trial.trial_id)
         if "step" in result:
-            self._line(f"{ours.name} step {ours.step}/{ours.steps} {self._metric} {self._value(ours)} active {self._active(ours)}")
+            line = self._of(trial)
+            seed = f" seed {line.seeds_done + 1}/{line.seeds}" if line.seeds > 1 else ""
+            share = text.percent(line.active[-1][1] if line.active else None)
+            self._line(f"{line.name}{seed} step {line.step}/{line.steps}: last {self._metric} {text.score(line.last)}, active {share}")
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002 - Tune's interface
         """A line per trial that ended."""
-        self._ended(self._ledger.of(trial.trial_id))
+        self._ended(self._of(trial))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002 - Tune's interface
         """A line per trial whose process died."""
-        self._ended(self._ledger.of(trial.trial_id))
+        self._ended(self._of(trial))
 
-    def close(self) -> None:
-        """Leaves the last state of the table on the screen."""
+    def close(self, state: str, detail: str) -> None:
+        """Leaves the last picture on the screen, with all warnings.
+
+        Args:
+            state: How the study ended, see `fat_ray.records.driver`.
+            detail: Why.
+        """
+        self._warn()
+        self._portrait.ended, self._is_over = (state, detail), True
         if self._live is not None:
             self._live.stop()
             self._live = None
-
-    def _ended(self, trial: Trial) -> None:
-        reason = f": {trial.reason}" if trial.reason else ""
-        ledger, left = self._ledger, self._time_left()
-        done = sum(other.status is not None for other in ledger.trials)
-        seconds = duration(trial.elapsed_s(time.monotonic()))
-        self._line(f"{trial.name} {trial.status} after {seconds}{reason} ({done} of {ledger.total} done, {left})")
-
-    def _line(self, text: str) -> None:
-        if not self._quiet and not self._is_live:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self._show_html is not None:
+            self._show_html(as_html(self._portrait()))
 
     def render(self) -> RenderableType:
-        """The header and the table of trials, the latest at the bottom."""
-        now_s = time.monotonic()
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name, justify in (("trial", "left"), ("setting", "left"), ("status", "left"), ("step", "right"), ("", "left")):
-            table.add_column(name, justify=justify, no_wrap=name != "setting", overflow="ellipsis")  # type: ignore[arg-type]
-        for name in (f"last {self._metric}", "active", "time"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for trial in visible(self._ledger.trials, max(_MIN_ROWS, self._console.height - 6)):
-            table.add_row(*self._row(trial, now_s))
-        return Group(self._header(now_s), table)
+        """What the terminal shows now. One that became narrower has broken the lines of the last picture: it is wiped."""
+        width, height = self._console.size
+        if width < self._width:
+            self._console.clear()
+        self._width = width
+        return render(self._portrait(), self._console, height=height, all_warnings=self._is_over)
 
-    def _header(self, now_s: float) -> RenderableType:
-        ledger = self._ledger
-        failed = ledger.count(Status.FAILED, Status.DIVERGED)
-        text = Text.assemble(
-            (self._spec.name, "bold"),
-            f"  {ledger.count(Status.COMPLETED)} done",
-            f" · {ledger.num_running} running · {ledger.count(Status.PRUNED)} pruned · ",
-            (f"{failed} failed", "bold red" if failed else ""),
-            f"  of {ledger.total}  {duration(now_s - ledger.started_s)} so far, {self._time_left()}",
-        )
-        if ledger.close is not None:
-            text.append(f"  ending early: {ledger.close}", "yellow")
-        return Group(text, ProgressBar(total=1.0, completed=ledger.progress, width=min(60, self._console.width)), Text())
+    def _of(self, trial: TuneTrial) -> TrialLine:
+        return self._portrait.line(self._ledger.of(trial.trial_id), time.monotonic())
 
-    def _row(self, trial: Trial, now_s: float) -> list[RenderableType]:
-        word = state(trial)
-        reached = f"{trial.steps if trial.status is Status.COMPLETED else trial.step}/{trial.steps}"
-        bar = ProgressBar(
-            total=1.0, completed=trial.progress if trial.status in (None, Status.COMPLETED) else trial.step / trial.steps, width=10
-        )
-        setting = Text(trial.reason, "red") if trial.status in (Status.FAILED, Status.DIVERGED) else Text(self._setting(trial))
-        elapsed = duration(trial.elapsed_s(now_s))
-        return [trial.name, setting, Text(word, _STYLES[word]), reached, bar, self._value(trial), self._active(trial), elapsed]
+    def _ended(self, line: TrialLine) -> None:
+        picture = self._portrait()
+        reached = ", ".join(f"{goal.metric} {value(goal, line, place)}" for place, goal in enumerate(self._objectives) if line.values)
+        what = f": {line.reason}" if line.reason else f": {reached} at budget" if reached else ""
+        where = f"{picture.done} of {picture.total} trials done, {left(picture.time_left_s)}"
+        self._line(f"{line.name} {line.state} after {text.duration(line.elapsed_s)}{what} ({where})")
 
-    def _with_setting(self, trial: Trial) -> str:
-        setting = self._setting(trial)
-        return f" with {setting}" if setting else ""
+    def _warn(self) -> None:
+        """Each warning once; the live picture shows them by itself."""
+        for note in self._ledger.notes[self._told :]:
+            self._line(f"warning: {note}")
+            self._told += 1
 
-    def _setting(self, trial: Trial) -> str:
-        if trial.name == "none":
-            return "full fine-tuning"
-        return " ".join(f"{self._labels.get(key, key)}={short(value)}" for key, value in trial.params.items())
-
-    def _value(self, trial: Trial) -> str:
-        value = trial.last(self._metric)
-        return "–" if value is None else f"{value:.3f}"
-
-    def _active(self, trial: Trial) -> str:
-        value = trial.last("mean_active_fraction")
-        return "–" if value is None else f"{100 * value:.0f} %"
-
-    def _time_left(self) -> str:
-        left_s = self._ledger.time_left_s(time.monotonic())
-        return "time left unknown" if left_s is None else f"about {duration(left_s)} left"
+    def _line(self, words: str) -> None:
+        if not self._quiet and not self._is_live and self._show_html is None:
+            self._console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
-def state(trial: Trial) -> str:
-    """One word for what a trial is doing, or how it ended."""
-    if trial.status is not None:
-        return trial.status.value
-    if trial.started_s is None:
-        return "waiting"
-    return "stopping" if trial.asked_to_stop else "running"
+def notebook() -> ShowHtml | None:
+    """Shows pages in the notebook's present cell, each in the place of the last one; None where this is no notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if shell is None or type(shell).__name__ != "ZMQInteractiveShell":
+        return None
+    from IPython.display import HTML, display
 
-
-def visible(trials: Sequence[Trial], rows: int) -> list[Trial]:
-    """The trials that fit on the screen: all that are not over, then the latest; in their order."""
-    live = [trial for trial in trials if trial.status is None]
-    over = [trial for trial in trials if trial.status is not None]
-    shown = {trial.name for trial in live[-rows:] + over[max(0, len(over) - max(0, rows - len(live))) :]}
-    return [trial for trial in trials if trial.name in shown]
-
-
-def short_labels(keys: Sequence[str]) -> dict[str, str]:
-    """For each dotted key the shortest ending that no other key has: ``threshold``, but ``freeze.every`` beside ``fisher.every``."""
-    labels = {}
-    for key in keys:
-        parts = key.split(".")
-        endings = (".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
-        labels[key] = next(ending for ending in endings if sum(f".{other}".endswith(f".{ending}") for other in keys) == 1)
-    return labels
-
-
-def short(value: object) -> str:
-    """A searched value in few characters."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """Such as ``42 s``, ``3 min 05 s`` or ``2 h 07 min``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    handle = display(HTML(""), display_id=True)
+    return lambda page: handle.update(HTML(page))

@@ -26,7 +26,7 @@ def search_trial(study: StudySpec, directory: Path, number: int, params: Mapping
 def reference_trial(study: StudySpec, directory: Path, baseline: BaselineSpec) -> Trial:
     """A baseline that follows nobody: the base run of the study with the baseline's changes."""
     trial = _trial(study, directory, baseline.name, with_params(study.run, baseline.changes))
-    trial.params = {} if baseline.policy == baseline.name else baseline.changes
+    trial.params = baseline.shown
     return trial
 
 

@@ -1,25 +1,40 @@
 """What comes before any run: the checks that need no cluster, and the study's directory, which goes again if nothing was started in it."""
 
-import fcntl
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from fat_ray.errors import InputError, OutputError
+from fat_ray.errors import InputError
 from fat_ray.records.manifest import create_study, discard_study
 from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.check import substitute
 from fat_ray.spec.run import RunSpec
 from fat_ray.spec.space import Choice
 from fat_ray.spec.study import StudySpec, as_json
+from fat_ray.train.lease import sole_driver
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Opened(NamedTuple):
+    """What the checks before a run leave.
+
+    Attributes:
+        mirror: The mirror, which can write. Whoever uses it closes it.
+        weights_bytes: Bytes of the state dict of the task's model.
+    """
+
+    mirror: WandbMirror
+    weights_bytes: int
 
 
 @contextmanager
-def opened(spec: StudySpec, text: str, directory: Path, command: Sequence[str]) -> Iterator[WandbMirror]:
+def opened(
+    spec: StudySpec, text: str, directory: Path, command: Sequence[str], *, kind: Literal["study", "run"] = "study"
+) -> Iterator[Opened]:
     """Checks task, policies, directory and mirror, and makes the directory; bad input or Ctrl-C before the first run leaves nothing behind.
 
     Args:
@@ -27,9 +42,7 @@ def opened(spec: StudySpec, text: str, directory: Path, command: Sequence[str]) 
         text: The study file as written.
         directory: The study's own directory; absent or empty.
         command: Arguments of the command line, for the manifest.
-
-    Yields:
-        The mirror, which can write. Whoever uses it closes it.
+        kind: What the directory is for, for the manifest.
 
     Raises:
         InputError: The data, a policy, the directory or W&B cannot be used.
@@ -40,49 +53,35 @@ def opened(spec: StudySpec, text: str, directory: Path, command: Sequence[str]) 
     model = check_task(spec.task)
     for run in _policies(spec):
         check_policy(model, run, spec.train.steps)
-    create_study(directory, spec, text, command=command)
+    create_study(directory, spec, text, command=command, kind=kind)
     try:
         mirror = WandbMirror(directory, spec.wandb)
         mirror.check_writable()
-        with _alone(directory):
-            yield mirror
+        with sole_driver(directory):
+            yield Opened(mirror, _weights_bytes(model))
     except (InputError, KeyboardInterrupt):
         discard_study(directory)  # the same command may be given again
         raise
 
 
 @contextmanager
-def reopened(spec: StudySpec, directory: Path) -> Iterator[WandbMirror]:
+def reopened(spec: StudySpec, directory: Path) -> Iterator[Opened]:
     """Checks task, directory and mirror of a study that is there, and keeps others from going on with it at the same time.
-
-    Yields:
-        The mirror, which can write. Whoever uses it closes it.
 
     Raises:
         InputError: The data, the directory or W&B cannot be used, or another process is at work in the directory.
     """
     from fat_ray.tasks.registry import check_task
 
-    check_task(spec.task)
-    with _alone(directory):
+    model = check_task(spec.task)
+    with sole_driver(directory):
         mirror = WandbMirror(directory, spec.wandb)
         mirror.check_writable()
-        yield mirror
+        yield Opened(mirror, _weights_bytes(model))
 
 
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Holds a lock that goes with this process, however it ends; without effect where the file system has none."""
-    path = directory / "control" / "driver.lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(f"another process is at work in {directory}; wait for it, or stop it first") from error
-        except OSError as error:
-            log.debug("no lock on %s: %s", path, error)
-        yield
+def _weights_bytes(model: "nn.Module") -> int:
+    return sum(getattr(tensor, "nbytes", 0) for tensor in model.state_dict().values())
 
 
 def _policies(spec: StudySpec) -> Iterator[RunSpec]:

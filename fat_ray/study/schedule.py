@@ -35,10 +35,21 @@ class CooperativeScheduler(FIFOScheduler):  # type: ignore[misc]
             self._show_again(trial)
 
     def _show_again(self, trial: Trial) -> None:
-        """Shows a trial that an earlier driver ran, as a bar for the next ones."""
-        for position, seed in enumerate([] if trial.is_baseline else trial.evaluations):
-            for step in sorted(seed):
-                self._verdict(trial, position, {at: value for at, value in trial.curve(self._spec.metric, position).items() if at <= step})
+        """Shows a trial that an earlier driver ran, up to where it was to stop: as a bar for the next ones, and as it is to stop still."""
+        for position in range(0 if trial.is_baseline else len(trial.evaluations)):
+            cut = self._cut(trial, position)
+            if cut is not None:
+                trial.cuts[position] = cut
+                if trial.status is None and position == trial.seeds_done:
+                    trial.asked_to_stop = Status.PRUNED
+
+    def _cut(self, trial: Trial, position: int) -> int | None:
+        """The step at which the judge would stop this seed; None if it would not."""
+        curve = trial.curve(self._spec.metric, position)
+        for step in curve:
+            if self._verdict(trial, position, {at: value for at, value in curve.items() if at <= step}) and step < trial.steps:
+                return step
+        return None
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:  # noqa: ARG002 - Tune's interface
         """Always CONTINUE; a trial that the judge would stop is asked to end as pruned."""
@@ -54,7 +65,7 @@ class CooperativeScheduler(FIFOScheduler):  # type: ignore[misc]
         if trial.step not in curve:
             self._miss(trial, position)
         elif self._verdict(trial, position, curve) and trial.step < trial.steps:
-            trial.asked_to_stop = Status.PRUNED
+            trial.asked_to_stop, trial.cuts[position] = Status.PRUNED, trial.step
             request_stop(self._directory, trial.jobs[position].run, Status.PRUNED)
 
     def _verdict(self, trial: Trial, position: int, curve: Mapping[int, float]) -> bool:
@@ -70,4 +81,4 @@ class CooperativeScheduler(FIFOScheduler):  # type: ignore[misc]
         known = sorted(key for key in trial.evaluations[position][trial.step] if key.startswith("val/"))
         note = f"scheduler.metric {self._spec.metric} is not reported, so no trial was stopped early; the task reports {', '.join(known)}"
         if self._spec.metric not in known and note not in self._ledger.notes:
-            self._ledger.notes.append(note)
+            self._ledger.warn(note)

@@ -3,22 +3,26 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fat_ray.errors import InputError, RecordError, RunFailedError
+from fat_ray.errors import InputError, Interrupted, RecordError, RunFailedError
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.manifest import read_manifest, read_study
 from fat_ray.records.reader import run_end
 from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec
+from fat_ray.study.daemons import tied_to_servers
 from fat_ray.study.environment import prepare, resolve_address
 from fat_ray.study.opening import opened, reopened
 from fat_ray.study.plan import plan
 from fat_ray.study.space import with_params
 from fat_ray.study.verdict import record_end
+from fat_ray.train.lease import read_driver
+from fat_ray.train.signals import interruptible
+from fat_ray.train.stop import clear_requests
 
 Report = Callable[[dict[str, Any]], None]
 Train = Callable[[RunJob, Report], RunEnd]
@@ -42,14 +46,17 @@ def run_once(
     Raises:
         InputError: Something given is wrong; nothing was started.
         RunFailedError: The run has no result.
-        KeyboardInterrupt: After Ctrl-C, when the run has stopped and its records are whole.
+        Interrupted: After Ctrl-C or SIGTERM, when the run has saved a checkpoint and stopped, and its records are whole.
     """
     if spec.freeze.policy == "random_matched":
         raise InputError("freeze.policy = random_matched: a single run has no schedule to follow; use launch with this baseline")
     alone = spec.model_copy(update={"search": {}, "baselines": [], "seeds": [seed], "budget": spec.budget.model_copy(update={"trials": 1})})
-    job = _job(alone, directory)
-    with opened(alone, text, directory, command) as mirror, _under_ray(alone) if ray else _without_ray() as train, closing(mirror):
-        return _follow(job, train, mirror, quiet=quiet)
+    with (
+        interruptible(),
+        opened(alone, text, directory, command, kind="run") as (mirror, _),
+        _under_ray(alone, directory) if ray else _without_ray() as train,
+    ):
+        return _follow(_job(alone, directory), train, mirror, quiet=quiet)
 
 
 def resume_once(directory: Path, *, workers: int | None = None, ray: bool = False, quiet: bool = False) -> RunEnd | None:
@@ -65,31 +72,38 @@ def resume_once(directory: Path, *, workers: int | None = None, ray: bool = Fals
         How the run ended; None when it had ended already, for good, and nothing was done.
 
     Raises:
-        InputError: Something given is wrong, the directory is that of a search, or another process is at work in it.
+        InputError: Something given is wrong, or another process is at work in the directory.
         RecordError: The directory holds no study.
         RunFailedError: The run has no result.
-        KeyboardInterrupt: After Ctrl-C.
+        Interrupted: As for `run_once`.
     """
     spec = read_study(read_manifest(directory))
-    if spec.search or spec.baselines or len(spec.seeds) != 1 or (directory / "optuna.journal").exists():
-        raise InputError(f"{directory} is the directory of a search, made by launch; only single runs, made by run, can be resumed yet")
-    job = _job(spec, directory).model_copy(update={"resume": True})
     if workers is not None:
-        job = job.model_copy(update={"spec": with_params(job.spec, {"train.workers": workers})})
-        spec = spec.model_copy(update={"train": job.spec.train})
-    before = run_end(directory, job.run)
-    if before is not None and before.status not in (Status.STOPPED, Status.FAILED):
-        return None
-    with reopened(spec, directory) as mirror, _under_ray(spec) if ray else _without_ray() as train, closing(mirror):
-        mirror.begin_anew(job.run)
-        return _follow(job, train, mirror, quiet=quiet)
+        spec = spec.model_copy(update={"train": with_params(spec.run, {"train.workers": workers}).train})
+    with interruptible(), reopened(spec, directory) as (mirror, _):
+        job = _job(spec, directory).model_copy(update={"resume": True})
+        before = run_end(directory, job.run)
+        if before is not None and before.status not in (Status.STOPPED, Status.FAILED):
+            mirror.catch_up([job.run])
+            return None
+        clear_requests(directory, job.run)
+        with _under_ray(spec, directory) if ray else _without_ray() as train:
+            mirror.begin_anew(job.run)
+            return _follow(job, train, mirror, quiet=quiet)
 
 
 def _job(spec: StudySpec, directory: Path) -> RunJob:
-    """The one run of a study that has one."""
+    """The one run of a study that has one, for the present driver."""
     (seed,) = spec.seeds
     return RunJob(
-        study=spec.name, run=f"run-s{seed}", trial=None, seed=seed, role="single", spec=spec.run, directory=str(directory.absolute())
+        study=spec.name,
+        run=f"run-s{seed}",
+        trial=None,
+        seed=seed,
+        role="single",
+        spec=spec.run,
+        directory=str(directory.absolute()),
+        driver=read_driver(directory).number,
     )
 
 
@@ -101,16 +115,16 @@ def _without_ray() -> Iterator[Train]:
 
 
 @contextmanager
-def _under_ray(spec: StudySpec) -> Iterator[Train]:
+def _under_ray(spec: StudySpec, directory: Path) -> Iterator[Train]:
     address = resolve_address(None)
     prepare(address)
     # Ray reads its environment when it is imported, so only now.
     from fat_ray.study.cluster import connect
     from fat_ray.train.run import fit
 
-    with connect(address, spec) as nodes:
+    with connect(address) as nodes, tied_to_servers(directory, lambda: None):
         plan(spec, nodes)
-        yield lambda job, report: fit(job, report=report)
+        yield lambda job, report: fit(job, report=report, placement_timeout_s=spec.budget.placement_timeout_s)
 
 
 def _follow(job: RunJob, train: Train, mirror: WandbMirror, *, quiet: bool) -> RunEnd:
@@ -127,19 +141,33 @@ def _follow(job: RunJob, train: Train, mirror: WandbMirror, *, quiet: bool) -> R
         say(_progress(metrics, job.spec.train.steps, time.monotonic() - began_s))
 
     say(f"{job.run}: {job.spec.train.steps} steps, {job.spec.train.workers} worker(s), policy {job.spec.freeze.policy}")
+    with _finishing(mirror, job.run):
+        try:
+            return train(job, report)
+        except RunFailedError as error:
+            _record_failure(job, str(error))
+            raise
+
+
+@contextmanager
+def _finishing(mirror: WandbMirror, run: str) -> Iterator[None]:
+    """Ends the mirror with the run, unless there is no time for it."""
     try:
-        return train(job, report)
-    except RunFailedError as error:
-        _record_failure(job, str(error))
+        yield
+    except Interrupted as interrupted:
+        if not interrupted.at_once:
+            mirror.finish(run)
         raise
-    finally:
-        mirror.finish(job.run)
+    except BaseException:
+        mirror.finish(run)
+        raise
+    mirror.finish(run)
 
 
 def _record_failure(job: RunJob, reason: str) -> None:
     """Lets the records tell of a run that broke before it could."""
     directory = Path(job.directory)
-    with suppress(RecordError):  # the reason of the failure matters more
+    with suppress(RecordError, RunFailedError):  # the reason of the failure matters more
         if run_end(directory, job.run) is None:
             record_end(job, directory, Status.FAILED, reason)
 

@@ -13,9 +13,8 @@ MAX_REASON = 300
 
 DIED = "its process died or was killed (out of memory, a signal, a lost node)"
 
-_LOST_PEER = re.compile(
-    r"gloo/transport|Connection (closed|reset|refused) by peer|Broken pipe|NCCL.*(remote process|abort)|DistNetworkError"
-)
+_COLLECTIVE = r"gloo/transport|NCCL.*(remote process|abort)|DistNetworkError"
+_LOST_PEER = re.compile(rf"{_COLLECTIVE}|Connection (closed|reset|refused) by peer|Broken pipe")
 
 
 def one_line(error: BaseException) -> str:
@@ -37,6 +36,11 @@ def killed_by(exit_code: int) -> str:
     except ValueError:
         name = f"signal {-exit_code}"
     return f"its process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+
+def lost_peer(reason: str) -> bool:
+    """Whether a worker failed in a collective, because another one was gone. It may know before Ray does, above all of a lost node."""
+    return re.search(_COLLECTIVE, reason) is not None
 
 
 def root_cause(reasons: Mapping[int, str]) -> str:

@@ -24,9 +24,10 @@ from fat_ray.events import RunEnd
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.run import TrainSpec
 from fat_ray.train.failure import killed_by, one_line, root_cause, write_log
-from fat_ray.train.resources import backend
+from fat_ray.train.resources import backend, gpu_of
 from fat_ray.train.retry import with_retries
-from fat_ray.train.stop import clear_stop, stop_on_interrupt
+from fat_ray.train.signals import SIGNALS, Listener, run_signals
+from fat_ray.train.stop import clear_requests
 from fat_ray.train.worker import work
 
 Report = Callable[[dict[str, float]], None]
@@ -35,14 +36,16 @@ LOOK_S = 0.2
 """Longest time between two looks at the clock while workers train."""
 SETTLE_S = 2.0
 """After a worker failed, how long its peers may take to fail too, so that cause and consequence can be told apart."""
-LEAVE_S = 20.0
-"""After Ctrl-C, how long the workers may take to reach their next step and write their last record."""
+LEAVE_S = 300.0
+"""After Ctrl-C, how long the workers may take to reach the end of their step, evaluate where that is due, and save a checkpoint."""
 END_S = 5.0
-"""How long a worker may take to react to SIGTERM before it is killed."""
+"""How long a process that closed its connection may take to end."""
 
 
 def run_local(job: RunJob, report: Report | None = None) -> RunEnd:
-    """Trains one run without Ray and returns how it ended. Ctrl-C stops it at its next step; no process is left behind.
+    """Trains one run without Ray and returns how it ended. Ctrl-C and SIGTERM stop it at its next step, SIGUSR1 makes it save a checkpoint.
+
+    No process is left behind.
 
     Of several workers, one whose process dies is replaced as often as `train.retries` says. What dies with this process is not.
 
@@ -53,32 +56,32 @@ def run_local(job: RunJob, report: Report | None = None) -> RunEnd:
     Raises:
         ResourceError: The machine has fewer GPUs than the run needs.
         RunFailedError: The run has no result, for the reason in the message; tracebacks are in ``<directory>/logs/<run>.log``.
-        KeyboardInterrupt: After a Ctrl-C, when all workers have ended.
+        Interrupted: After Ctrl-C or SIGTERM, when all workers have ended.
     """
     _check_gpus(job.spec.train)
     train = _in_process if job.spec.train.workers == 1 else _in_processes
     try:
         return with_retries(job, lambda job: train(job, report))
     finally:
-        clear_stop(job.directory, job.run)
+        clear_requests(job.directory, job.run, job.driver)
 
 
 def _check_gpus(spec: TrainSpec) -> None:
     if not spec.gpus_per_worker:
         return
-    needed, found = spec.workers * spec.gpus_per_worker, torch.cuda.device_count()
+    needed, found = gpu_of(spec, spec.workers - 1) + max(1, int(spec.gpus_per_worker)), torch.cuda.device_count()
     if needed > found:
         raise ResourceError(
-            f"train.gpus_per_worker = {spec.gpus_per_worker:g}: {spec.workers} workers need {needed:g} GPUs, this machine has {found}"
+            f"train.gpus_per_worker = {spec.gpus_per_worker:g}: {spec.workers} workers need {needed} GPUs, this machine has {found}"
         )
 
 
 def _device(spec: TrainSpec, rank: int) -> torch.device:
-    return torch.device("cuda", int(rank * spec.gpus_per_worker)) if spec.gpus_per_worker else torch.device("cpu")
+    return torch.device("cuda", gpu_of(spec, rank)) if spec.gpus_per_worker else torch.device("cpu")
 
 
 def _in_process(job: RunJob, report: Report | None) -> RunEnd:
-    with stop_on_interrupt(job.directory, job.run):
+    with run_signals(job.directory, job.run):
         try:
             return work(
                 job, rank=0, device=_device(job.spec.train, 0), on_evaluation=lambda metrics: report(dict(metrics)) if report else None
@@ -89,8 +92,8 @@ def _in_process(job: RunJob, report: Report | None) -> RunEnd:
 
 
 def _in_processes(job: RunJob, report: Report | None) -> RunEnd:
-    with stop_on_interrupt(job.directory, job.run) as interrupted, _started(job) as workers:
-        _follow(workers, report, interrupted)
+    with run_signals(job.directory, job.run) as listener, _started(job) as workers:
+        _follow(workers, report, listener)
     return _result(job, workers)
 
 
@@ -136,7 +139,8 @@ def _started(job: RunJob) -> Iterator[list[_Worker]]:
             for rank in range(job.spec.train.workers):
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_worker, args=(job.model_dump_json(), rank, f"{scratch}/rendezvous", theirs))
-                process.start()
+                with _held_back():
+                    process.start()
                 theirs.close()
                 workers.append(_Worker(rank, process, ours))
             yield workers
@@ -144,11 +148,21 @@ def _started(job: RunJob) -> Iterator[list[_Worker]]:
             _end(workers)
 
 
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """A process that is started within does not hear signals until it has chosen what to do about them; this one hears them afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end(workers: list[_Worker]) -> None:
     deadline_s = time.monotonic() + END_S
     for worker in workers:
         if worker.running:
-            worker.process.terminate()
+            worker.process.kill()
     for worker in workers:
         worker.process.join(max(0.0, deadline_s - time.monotonic()))
         if worker.process.is_alive():
@@ -158,8 +172,8 @@ def _end(workers: list[_Worker]) -> None:
         worker.process.close()
 
 
-def _follow(workers: list[_Worker], report: Report | None, interrupted: threading.Event) -> None:
-    """Listens until all workers are done, or until those that are left after a failure or Ctrl-C have had their time."""
+def _follow(workers: list[_Worker], report: Report | None, listener: Listener) -> None:
+    """Waits until all workers are done, or until those that are left after a failure or Ctrl-C have had their time."""
     deadline_s = float("inf")
     while (running := {worker.connection: worker for worker in workers if worker.running}) and time.monotonic() < deadline_s:
         for connection in wait(list(running), timeout=LOOK_S):
@@ -167,7 +181,7 @@ def _follow(workers: list[_Worker], report: Report | None, interrupted: threadin
             running[connection].receive(report)
         if any(worker.failure for worker in workers):
             deadline_s = min(deadline_s, time.monotonic() + SETTLE_S)
-        elif interrupted.is_set():
+        elif listener.stopped_by is not None:
             deadline_s = min(deadline_s, time.monotonic() + LEAVE_S)
 
 
@@ -184,7 +198,9 @@ def _result(job: RunJob, workers: list[_Worker]) -> RunEnd:
 
 def _worker(text: str, rank: int, rendezvous: str, connection: Connection) -> None:
     """Main function of a worker process: its last message is ``end`` or ``failed``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent alone decides
+    for number in SIGNALS:  # they may reach the whole group of processes; the parent alone decides
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def tell(*message: Any) -> None:

@@ -18,14 +18,16 @@ import ray.train
 import ray.train.torch
 import torch
 
-from fat_ray.errors import OutputError, RunFailedError, WorkerLostError
+from fat_ray.errors import NotBegunError, OutputError, PlaceLostError, RunFailedError, WorkerLostError
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.reader import run_end
 from fat_ray.spec.job import RunJob
-from fat_ray.train.failure import DIED, one_line, root_cause, write_log
+from fat_ray.train.failure import DIED, lost_peer, one_line, root_cause, write_log
+from fat_ray.train.placement import await_place
 from fat_ray.train.resources import Executor, backend, worker_resources
 from fat_ray.train.retry import with_retries
-from fat_ray.train.stop import clear_stop, request_stop, stop_on_interrupt
+from fat_ray.train.signals import run_signals
+from fat_ray.train.stop import clear_requests, request_stop
 from fat_ray.train.worker import work
 
 Report = Callable[[dict[str, Any]], None]
@@ -44,18 +46,22 @@ TRAIN_ENV: Mapping[str, str] = MappingProxyType(
         "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2",
         # How long Tune waits for a trial function to leave before its process is given up (default 2).
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": "20",
+        # A stock run looks for a place before it asks Ray Train for one; if another was quicker in between, it goes back to looking.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     }
 )
 """Environment of every process that `fit` runs in: set it in `os.environ` and in the `env_vars` of Ray's runtime environment."""
 
-PLACEMENT_TIMEOUT_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-"""Beside `TRAIN_ENV`: seconds after which stock workers that found no place fail the run (`budget.placement_timeout_s`)."""
+PLACEMENT_TIMEOUT_S = 120.0
+"""As `budget.placement_timeout_s` of a study has it by default."""
 
 POLL_S = 0.05
 """Time between two looks for metrics of a stock run."""
 
 
-def fit(job: RunJob, *, executor: Executor = "stock", report: Report | None = None) -> RunEnd:
+def fit(
+    job: RunJob, *, executor: Executor = "stock", report: Report | None = None, placement_timeout_s: float = PLACEMENT_TIMEOUT_S
+) -> RunEnd:
     """Trains one run with Ray Train and returns how it ended, from its records. Blocks; no worker is left when it returns.
 
     To be called in a Tune trial, or in a driver that is connected to Ray. Warm workers need a Tune trial with the reservation of
@@ -69,19 +75,28 @@ def fit(job: RunJob, *, executor: Executor = "stock", report: Report | None = No
         executor: As returned by `resolve`.
         report: Told the metrics of each evaluation in order, all of them before this returns, in this process. In a trial: `tune.report`.
             If it raises (Tune does to end a trial), the workers are asked to stop, and what it raised goes on when they have left.
+        placement_timeout_s: A run waits as long as others hold what it needs, but fails when the whole cluster has been too small for it
+            for so long. Warm workers have their place already.
 
     Raises:
         OutputError: The directory has a run of this id that ended already.
+        NotBegunError: It was asked to stop while it waited.
+        PlaceLostError: Warm only: a part of the trial's place was on a node that left.
         RunFailedError: The run has no result, for the reason in the message; the traceback is in ``<directory>/logs/<run>.log``.
     """
     if not job.resume and run_end(job.directory, job.run) is not None:
         raise OutputError(f"{job.directory} holds the records of run {job.run} already")
     reports = _Reports(job, report)
     try:
-        with stop_on_interrupt(job.directory, job.run):
-            return with_retries(job, lambda job: _attempt(job, executor, reports))
+        with run_signals(job.directory, job.run) as listener:
+            try:
+                return with_retries(job, lambda job: _attempt(job, executor, reports, placement_timeout_s))
+            except NotBegunError:
+                if listener.stopped_by is None:
+                    raise
+        raise AssertionError("a signal raises Interrupted")
     finally:
-        clear_stop(job.directory, job.run)
+        clear_requests(job.directory, job.run, job.driver)
         reports.go_on()  # what it raises takes the place of a failure
 
 
@@ -156,14 +171,16 @@ class _Direct(ray.train.UserCallback):  # type: ignore[misc]
         return ray.train.UserCallback, ()
 
 
-def _attempt(job: RunJob, executor: Executor, reports: _Reports) -> RunEnd:
+def _attempt(job: RunJob, executor: Executor, reports: _Reports, placement_timeout_s: float) -> RunEnd:
     """Trains until the run has ended or a worker is lost."""
     before = run_end(job.directory, job.run)  # of an earlier attempt, which this one takes back
     failure, lost = None, False
     try:
-        _run(job, executor, reports)
+        _run(job, executor, reports, placement_timeout_s)
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         write_log(job.directory, job.run, "".join(traceback.format_exception(error)))
+        if _found_no_place(error):
+            raise PlaceLostError("a part of its place was on a node that left the cluster") from error
         failure, lost = _reason(error, job), _lost_worker(error)
     finally:
         _remove_storage(job)
@@ -174,13 +191,25 @@ def _attempt(job: RunJob, executor: Executor, reports: _Reports) -> RunEnd:
     raise (WorkerLostError if lost else RunFailedError)(failure or recorded)
 
 
-def _run(job: RunJob, executor: Executor, reports: _Reports) -> None:
+def _run(job: RunJob, executor: Executor, reports: _Reports, placement_timeout_s: float) -> None:
     if executor == "warm" and _workers_are_reserved(job.spec.train.workers):
-        from fat_ray.train.warm import WarmTorchTrainer
+        from fat_ray.train.warm import WarmTorchTrainer, complaint
 
-        WarmTorchTrainer(_train_loop, **_arguments(job, _Direct(reports))).fit()
-    else:
-        _run_stock(job, reports)
+        try:
+            WarmTorchTrainer(_train_loop, **_arguments(job, _Direct(reports))).fit()
+        finally:
+            if complaint():
+                write_log(job.directory, job.run, complaint())
+        return
+    while True:
+        await_place(job, placement_timeout_s)
+        try:
+            _run_stock(job, reports)
+        except ray.train.TrainingFailedError as error:
+            if _found_no_place(error):
+                continue
+            raise
+        return
 
 
 def _workers_are_reserved(num_workers: int) -> bool:
@@ -236,7 +265,7 @@ def _arguments(job: RunJob, callback: ray.train.UserCallback) -> dict[str, Any]:
             num_workers=spec.workers, use_gpu=spec.gpus_per_worker > 0, resources_per_worker=worker_resources(spec)
         ),
         "run_config": ray.train.RunConfig(
-            name=job.run,
+            name=_storage(job).name,
             storage_path=str(_storage(job).parent),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             callbacks=[callback],
@@ -254,8 +283,8 @@ def _train_loop(config: dict[str, str]) -> None:
 
 
 def _storage(job: RunJob) -> Path:
-    """Ray Train's own files of the run; nothing in them is needed after it."""
-    return Path(job.directory) / "control" / job.run
+    """Ray Train's own files of the run, apart from those of an earlier driver; nothing in them is needed after it."""
+    return Path(job.directory) / "control" / f"{job.run}.{job.driver}"
 
 
 def _remove_storage(job: RunJob) -> None:
@@ -265,10 +294,19 @@ def _remove_storage(job: RunJob) -> None:
 def _reason(error: Exception, job: RunJob) -> str:
     if isinstance(error, ray.train.WorkerGroupError):
         return root_cause({rank: _worker_reason(failure) for rank, failure in error.worker_failures.items()})
-    cause = getattr(error, "controller_failure", error)
-    cause = getattr(cause, "cause", None) or cause  # a RayTaskError holds what was raised in the task
     spec = job.spec.train
-    return f"{spec.workers} workers with {worker_resources(spec)} each could not be run: {one_line(cause)}"
+    return f"{spec.workers} workers with {worker_resources(spec)} each could not be run: {one_line(_cause(error))}"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong in the controller."""
+    cause = getattr(error, "controller_failure", error)
+    return getattr(cause, "cause", None) or cause  # a RayTaskError holds what was raised in the task
+
+
+def _found_no_place(error: BaseException) -> bool:
+    """Whether the workers were not even started. Ray Train has no public name for this error."""
+    return type(_cause(error)).__name__ == "WorkerGroupStartupTimeoutError"
 
 
 def _worker_reason(failure: Exception) -> str:
@@ -280,4 +318,6 @@ def _died(failure: Exception) -> bool:
 
 
 def _lost_worker(error: Exception) -> bool:
-    return isinstance(error, ray.train.WorkerGroupError) and any(_died(failure) for failure in error.worker_failures.values())
+    if isinstance(error, ray.train.WorkerGroupError):
+        return any(_died(failure) or lost_peer(one_line(failure)) for failure in error.worker_failures.values())
+    return type(_cause(error)).__name__ == "WorkerGroupStartupFailedError"  # it died before it trained

@@ -1,17 +1,17 @@
-"""Cooperative stop: a file asks the workers of one run to leave at their next step, so that nothing ever has to be killed."""
+"""Requests to a run: files in ``control/`` that its workers look for, so that nothing ever has to be killed.
+
+``<run>.stop`` asks the run to end at its next step, ``<run>.save`` to save a checkpoint and go on.
+"""
 
 import os
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
+from fat_ray.engine.request import Request
 from fat_ray.errors import RecordError
 from fat_ray.events import Status
+from fat_ray.train.lease import is_superseded
 
 POLL_INTERVAL_S = 0.25
 
@@ -27,7 +27,7 @@ def request_stop(directory: str | Path, run: str, status: Status) -> None:
     Args:
         directory: The study's directory.
         run: Id of the run, which need not have started.
-        status: What the run ends with: `Status.PRUNED` or `Status.STOPPED`.
+        status: What the run ends with: `Status.PRUNED`, or `Status.STOPPED`, before which it saves a checkpoint.
     """
     target = stop_file(directory, run)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +35,13 @@ def request_stop(directory: str | Path, run: str, status: Status) -> None:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(status.value)
     Path(temporary).replace(target)
+
+
+def request_save(directory: str | Path, run: str) -> None:
+    """Asks the workers of a run to save a checkpoint after their present step."""
+    target = _save_file(directory, run)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.touch()
 
 
 def stop_requested(directory: str | Path, run: str) -> Status | None:
@@ -53,54 +60,51 @@ def stop_requested(directory: str | Path, run: str) -> Status | None:
     return Status(text)
 
 
-def clear_stop(directory: str | Path, run: str) -> None:
-    """Withdraws a request, if there is one."""
-    stop_file(directory, run).unlink(missing_ok=True)
+def clear_requests(directory: str | Path, run: str, driver: int = 0) -> None:
+    """Withdraws what a run is asked for, unless a later driver than this one has asked."""
+    if not is_superseded(directory, driver):
+        stop_file(directory, run).unlink(missing_ok=True)
+        _save_file(directory, run).unlink(missing_ok=True)
 
 
-class StopPoll:
-    """What the engine asks at each step; looks at the file a few times per second only, and remembers what it saw."""
+class RequestPoll:
+    """What the engine asks at each step; looks at the files a few times per second only.
 
-    def __init__(self, directory: str | Path, run: str, interval_s: float = POLL_INTERVAL_S) -> None:
-        self._directory = directory
-        self._run = run
+    Args:
+        directory: The study's directory.
+        run: Id of the run.
+        driver: Number of the driver for which it is trained; 0: for none.
+        interval_s: Time between two looks.
+    """
+
+    def __init__(self, directory: str | Path, run: str, driver: int = 0, interval_s: float = POLL_INTERVAL_S) -> None:
+        self._directory, self._run, self._driver = directory, run, driver
         self._interval_s = interval_s
         self._next_look_s = float("-inf")
-        self._status: Status | None = None
+        self._last: Request | None = None
 
-    def __call__(self) -> Status | None:
-        """The status to end with, or None to go on."""
+    def __call__(self) -> Request | None:
+        """What the run is asked for now. It is told once to save, and again and again to end."""
         now_s = time.monotonic()
-        if self._status is None and now_s >= self._next_look_s:
-            self._status = stop_requested(self._directory, self._run)
+        if self._last is None and now_s >= self._next_look_s:
+            self._last = self._look()
             self._next_look_s = now_s + self._interval_s
-        return self._status
+        if self._last is Request.SAVE:
+            self._last = None
+            return Request.SAVE
+        return self._last
+
+    def _look(self) -> Request | None:
+        if is_superseded(self._directory, self._driver):
+            return Request.LEAVE
+        if (status := stop_requested(self._directory, self._run)) is not None:
+            return Request(status.value)
+        try:
+            _save_file(self._directory, self._run).unlink()
+        except FileNotFoundError:
+            return None
+        return Request.SAVE
 
 
-@contextmanager
-def stop_on_interrupt(directory: str | Path, run: str) -> Iterator[threading.Event]:
-    """Makes the first Ctrl-C ask the run to stop; the second raises at once. The event tells that there was one.
-
-    Outside the main thread, which alone hears signals, it does nothing.
-
-    Raises:
-        KeyboardInterrupt: There was a Ctrl-C; raised when the body is done, so that the run's last record is written.
-    """
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-        request_stop(directory, run, Status.STOPPED)
-
-    previous = signal.signal(signal.SIGINT, stop)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if interrupted.is_set():
-        raise KeyboardInterrupt
+def _save_file(directory: str | Path, run: str) -> Path:
+    return Path(directory) / "control" / f"{run}.save"

@@ -1,24 +1,25 @@
 """What runs in each worker process, with Ray or without: one run, from a clean process to its last record."""
 
 import gc
-import os
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 
 from fat_ray.engine.loop import OnEvaluation, train
-from fat_ray.errors import RunFailedError
+from fat_ray.errors import ResourceError, RunFailedError
 from fat_ray.events import RunEnd
 from fat_ray.records.parquet import ParquetSink
 from fat_ray.records.sink import NullSink, Sink
 from fat_ray.spec.job import RunJob
 from fat_ray.tasks.registry import build_task
 from fat_ray.train.failure import one_line
+from fat_ray.train.lease import sole_writer
+from fat_ray.train.pristine import Settings
 from fat_ray.train.resources import threads
-from fat_ray.train.stop import StopPoll
+from fat_ray.train.stop import RequestPoll
 
 
 def work(job: RunJob, *, rank: int, device: torch.device, on_evaluation: OnEvaluation) -> RunEnd:
@@ -43,22 +44,26 @@ def work(job: RunJob, *, rank: int, device: torch.device, on_evaluation: OnEvalu
 
 def _train(job: RunJob, rank: int, device: torch.device, on_evaluation: OnEvaluation) -> RunEnd:
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            wanted = f"train.gpus_per_worker = {job.spec.train.gpus_per_worker:g}"
+            raise ResourceError(f"{wanted}, but torch {torch.__version__} finds no GPU where this worker runs")
         torch.cuda.set_device(device)
     task = build_task(job.spec.task)
-    sink: Sink = ParquetSink(job.directory, job.run) if rank == 0 else NullSink()
-    stop = StopPoll(job.directory, job.run)
-    return train(job, task, sink, device=device, stop_request=stop, on_evaluation=on_evaluation)
+    requests = RequestPoll(job.directory, job.run, job.driver)
+    with sole_writer(job.directory, job.run, job.driver) if rank == 0 else nullcontext():
+        sink: Sink = ParquetSink(job.directory, job.run) if rank == 0 else NullSink()
+        return train(job, task, sink, device=device, stop_request=requests, on_evaluation=on_evaluation)
 
 
 @contextmanager
 def clean_process(seed: int, num_threads: int) -> Iterator[None]:
-    """Makes the process compute what a fresh one would, whatever ran in it before; takes back what a task left in the environment.
+    """Makes the process compute what a fresh one would, whatever ran in it before; takes back what a task has set in it.
 
     Args:
         seed: For the global generators of Python, NumPy and torch.
         num_threads: Intra-op threads of torch.
     """
-    environment = dict(os.environ)
+    settings = Settings()
     gc.collect()  # the last run's model, before this one allocates its own
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - tasks and libraries may use the global generator
@@ -74,12 +79,4 @@ def clean_process(seed: int, num_threads: int) -> Iterator[None]:
     try:
         yield
     finally:
-        _restore_environment(environment)
-
-
-def _restore_environment(environment: Mapping[str, str]) -> None:
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
-    for name, value in environment.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value
+        settings.restore()

@@ -7,7 +7,8 @@ import torch
 from fat_ray.analysis.compare import Comparison, compare
 from fat_ray.analysis.report import render_report
 from fat_ray.engine.loop import train
-from fat_ray.events import RunEnd, Status
+from fat_ray.engine.request import Request
+from fat_ray.events import RunEnd
 from fat_ray.records.manifest import create_study
 from fat_ray.records.parquet import ParquetSink
 from fat_ray.spec.job import RunJob
@@ -43,7 +44,7 @@ def _train(job: RunJob, stop_at: int | None = None) -> RunEnd:
         task_of(job),
         sink,
         device=torch.device("cpu"),
-        stop_request=lambda: Status.PRUNED if next(asked) == stop_at else None,
+        stop_request=lambda: Request.PRUNE if next(asked) == stop_at else None,
         on_evaluation=lambda metrics: None,
     )
 

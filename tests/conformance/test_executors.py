@@ -12,8 +12,10 @@ from fat_ray.records.reader import read_table, run_end
 from fat_ray.train.local import run_local
 from fat_ray.train.resources import Executor
 from fat_ray.train.run import fit
+from tests.support.interruption import outcome as result
 from tests.support.jobs import STEPS, tiny_job
 from tests.support.ray_session import RaySession, Usage
+from tests.support.tiny_task import ALL_RANKS
 from tests.support.trials import run_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600, func_only=False)]  # the fixtures train
@@ -23,14 +25,14 @@ BOUND_S = 30
 
 # In this order in one trial slot. Warm: the same processes are used until `raises`, and new ones after each failure.
 RUNS: dict[str, dict[str, Any]] = {
-    "litters": {"seed": 5, "trouble": {"3": "litter"}},
+    "litters": {"seed": 5, "trouble": {"7": "litter"}, "trouble_rank": ALL_RANKS},
     "diverges": {"trouble": {"3": "nan"}, "trouble_rank": 1},
     "is_stopped": {"steps": 100_000, "slow_s": 0.01},
-    "again": {"seed": 7, "batch_norm": True},
+    "again": {"seed": 7, "batch_norm": True, "checkpoint": None},
     "raises": {"trouble": {"3": "raise"}, "trouble_rank": 1},
     "is_killed": {"trouble": {"3": "kill"}, "trouble_rank": 1},
     "cannot_begin": {"fail": "no such crack"},
-    "last": {"seed": 7, "batch_norm": True},
+    "last": {"seed": 7, "batch_norm": True, "checkpoint": None},
 }
 WARM_ONLY = ("litters", "cannot_begin", "last")
 """Runs that show what stock, with new processes for each, cannot get wrong; a stock run takes some 15 s to start."""
@@ -51,8 +53,15 @@ class Outcome:
         self.reports = reports
         self.before, self.after = before, after
 
-    def losses(self, run: str) -> list[float]:
-        return list(read_table(self.directory, "steps", run)["loss"].to_pylist())
+    def left(self, run: str) -> dict[str, Any]:
+        return left(self.directory, run)
+
+
+def left(directory: Path, run: str) -> dict[str, Any]:
+    """All that a run leaves, to the bit: weights, state of the optimizer and of all random generators, drift, schedule, metrics, losses."""
+    found = result(tiny_job(directory, run))
+    unequal = ("run", "started_at", "environment")
+    return {name: [{**row, **dict.fromkeys(unequal)} for row in rows] if isinstance(rows, list) else rows for name, rows in found.items()}
 
 
 @pytest.fixture(scope="module", params=["stock", "warm"])
@@ -66,11 +75,11 @@ def outcome(request: pytest.FixtureRequest, ray_session: RaySession, tmp_path_fa
 
 
 @pytest.fixture(scope="module")
-def cold(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Losses of `again` and `last` in processes that nothing ran in before, without Ray."""
+def cold(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `again` and `last` leave in processes that nothing ran in before, without Ray."""
     job = tiny_job(tmp_path_factory.mktemp("cold"), **RUNS["last"])
     run_local(job)
-    return list(read_table(job.directory, "steps", job.run)["loss"].to_pylist())
+    return left(Path(job.directory), job.run)
 
 
 def settled(ray_session: RaySession, wanted: Usage) -> Usage:
@@ -112,10 +121,11 @@ def test_a_failure_has_a_reason_of_one_line_and_a_log(outcome: Outcome) -> None:
         assert "Traceback" in (outcome.directory / "logs" / f"{run}.log").read_text()
 
 
-def test_a_run_computes_the_same_bits_whatever_ran_before_it(outcome: Outcome, cold: list[float]) -> None:
-    assert len(cold) == STEPS
-    assert outcome.losses("again") == cold
-    assert outcome.executor == "stock" or outcome.losses("last") == cold
+def test_a_run_leaves_the_same_bits_whatever_ran_before_it(outcome: Outcome, cold: dict[str, Any]) -> None:
+    assert len(cold["steps"]) == STEPS
+    assert "model.safetensors" in cold
+    assert outcome.left("again") == cold
+    assert outcome.executor == "stock" or outcome.left("last") == cold
 
 
 def test_processes_are_kept_by_warm_until_a_failure(outcome: Outcome) -> None:
@@ -151,14 +161,14 @@ def test_a_plain_driver_trains_without_tune(ray_session: RaySession, tmp_path: P
 
 
 @pytest.mark.parametrize("executor", ["stock", "warm"])
-def test_a_run_that_loses_a_worker_goes_on(ray_session: RaySession, tmp_path: Path, cold: list[float], executor: Executor) -> None:
+def test_a_run_that_loses_a_worker_goes_on(ray_session: RaySession, tmp_path: Path, cold: dict[str, Any], executor: Executor) -> None:
     before = ray_session.usage()
     trouble = {"5": f"kill:{tmp_path / 'once'}"}
-    job = tiny_job(tmp_path, **{**RUNS["last"], "trouble": trouble, "trouble_rank": 1, "checkpoint": None, "retries": 1})
+    job = tiny_job(tmp_path, **{**RUNS["last"], "trouble": trouble, "trouble_rank": 1, "retries": 1})
     reports = run_trials([job], executor, tmp_path)[job.run]
     assert reports[-1]["status"] == "completed"
     assert [report["step"] for report in reports if "step" in report] == [2, 4, 6, 8]
-    assert read_table(tmp_path, "steps", job.run)["loss"].to_pylist() == cold
+    assert {**left(tmp_path, job.run), "runs": None} == {**cold, "runs": None}  # what it was told to do differs
     assert read_table(tmp_path, "resumptions", job.run)["step"].to_pylist() == [4]
     assert settled(ray_session, before) == before
 

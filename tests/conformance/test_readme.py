@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import fat_ray as fat_ray_package
-from fat_ray.cli import app
+from fat_ray.cli.main import app
 from fat_ray.spec.study import StudySpec
 from tests.support.studies import FakeRun, write_study
 

@@ -13,12 +13,15 @@ import polars as pl
 import pytest
 
 import fat_ray
+from fat_ray.analysis.read import collect, open_studies, scan, tolerantly
 from fat_ray.errors import OutputError, RecordError
+from fat_ray.records.compact import compact
 from fat_ray.records.manifest import create_study
 from fat_ray.records.parquet import ParquetSink
 from fat_ray.records.reader import parts, read_table, run_end, run_start, runs
+from fat_ray.records.schema import TABLES
 from fat_ray.spec.study import StudySpec
-from tests.support.runs import GROUPS, end, start, step
+from tests.support.runs import GROUPS, end, start, step, write_run
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -52,9 +55,13 @@ for flush in itertools.count():
 
 
 def spawn_writer(directory: Path) -> subprocess.Popen[str]:
+    return spawn(WRITER, directory)
+
+
+def spawn(program: str, directory: Path) -> subprocess.Popen[str]:
     root = str(Path(fat_ray.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root}
-    return subprocess.Popen([sys.executable, "-c", WRITER, str(directory)], env=environment, cwd=root, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", program, str(directory)], env=environment, cwd=root, stdout=subprocess.PIPE, text=True)
 
 
 def read_while_it_runs(directory: Path, seconds: float) -> int:
@@ -93,6 +100,61 @@ def test_writers_killed_at_any_moment_leave_whole_records_that_the_next_continue
     steps = read_table(tmp_path, "steps", RUN)["step"].to_pylist()
     assert all(later in (earlier + 1, 0) for earlier, later in pairwise(steps))
     assert pl.scan_parquet(tmp_path / "records/steps/*/part-*.parquet").select(pl.len()).collect().item() == len(steps)
+
+
+# Each file of a compaction takes its time in the middle, and so does each part that is removed.
+COMPACTION = """
+import sys, time
+from pathlib import Path
+from fat_ray.records import compact
+
+def slowly(real):
+    def run(*arguments, **options):
+        time.sleep(0.003)
+        result = real(*arguments, **options)
+        time.sleep(0.003)
+        return result
+    return run
+
+compact.sync = slowly(compact.sync)
+Path.replace, Path.unlink = slowly(Path.replace), slowly(Path.unlink)
+print("started", flush=True)
+compact.compact(sys.argv[1], rows_per_file=12)
+"""
+
+
+def rows_of(directory: Path) -> dict[str, list[str]]:
+    """All rows, as the comparison reads them."""
+    studies = open_studies([directory])
+    return {table: sorted(map(repr, collect(scan(studies, table), studies).iter_rows())) for table in ("runs", "steps", "evals", "ends")}
+
+
+def test_readers_beside_a_compaction_that_is_killed_again_and_again_find_each_row_once(tmp_path: Path) -> None:
+    create_study(tmp_path / "quick", StudySpec(name="quick"), "name: quick\n", min_free_bytes=0)
+    names = [f"t{trial:04d}-s0" for trial in range(4)]
+    for run in names:
+        write_run(tmp_path / "quick", run)
+    before = rows_of(tmp_path / "quick")
+    kills = 0
+    while any((tmp_path / "quick" / "records" / table / run).exists() for table in TABLES for run in names):
+        compaction = spawn(COMPACTION, tmp_path / "quick")
+        try:
+            assert compaction.stdout is not None
+            assert compaction.stdout.readline() == "started\n"
+            until = time.monotonic() + (0.1 + 0.1 * kills if kills < 3 else 30)
+            while compaction.poll() is None and time.monotonic() < until:
+                assert tolerantly(open_studies([tmp_path / "quick"]), lambda _: rows_of(tmp_path / "quick")) == before
+                assert len(read_table(tmp_path / "quick", "steps", names[-1])) == 5
+        finally:
+            kills += compaction.poll() is None
+            compaction.kill()
+            compaction.communicate()
+        assert rows_of(tmp_path / "quick") == before
+    assert kills > 1
+    assert runs(tmp_path / "quick") == names
+    compact(tmp_path / "quick")  # what the last kill left behind
+    assert list((tmp_path / "quick").rglob("*.tmp")) == []
+    assert rows_of(tmp_path / "quick") == before
 
 
 @pytest.fixture

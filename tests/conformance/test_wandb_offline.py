@@ -19,7 +19,7 @@ from fat_ray.records.reader import read_table, run_end, run_start, runs
 from fat_ray.records.wandb import run_config
 from fat_ray.spec.study import StudySpec
 from tests.support.runs import body, end, start
-from tests.support.wandb_file import OfflineRun, read_offline_run
+from tests.support.wandb_file import OfflineRun, offline_runs
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -83,8 +83,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def offline(place: Path) -> dict[str, OfflineRun]:
-    files = sorted((place / "study" / "wandb").glob("offline-run-*/*.wandb"))
-    return {found.run.display_name: found for found in map(read_offline_run, files)}
+    return offline_runs(place / "study")
 
 
 def logged(found: OfflineRun, name: str) -> list[tuple[int, Any]]:
@@ -210,6 +209,37 @@ def test_nothing_is_written_outside_the_study(place: Path) -> None:
     outside = [path for path in (place / "home").rglob("*") if path.is_file()]
     assert outside == []
     assert (place / "output.txt").read_text() == ""
+
+
+NEXT_DRIVER = """
+import sys
+from fat_ray.records.reader import runs
+from fat_ray.records.wandb import WandbMirror
+from fat_ray.spec.study import WandbSpec
+
+mirror = WandbMirror(sys.argv[1], WandbSpec())
+for run in sys.argv[2:]:
+    mirror.begin_anew(run)
+mirror.catch_up(runs(sys.argv[1]))
+mirror.close()
+"""
+
+
+def test_the_next_driver_mirrors_again_what_goes_on_or_was_not_mirrored_to_its_end(place: Path, offline: dict[str, OfflineRun]) -> None:
+    study = place / "study"
+    before = {path.name for path in (study / "wandb").glob("offline-run-*")}
+    assert run_driver(NEXT_DRIVER, study, place / "home").returncode == 0
+    assert {path.name for path in (study / "wandb").glob("offline-run-*")} == before
+    (study / "wandb" / "finished" / "t0004-s0").unlink()  # as if the first driver had been killed on the way
+    assert run_driver(NEXT_DRIVER.replace("sys.argv[2:]", "['t0003-s0']"), study, place / "home").returncode == 0
+    after = {path.name for path in (study / "wandb").glob("offline-run-*")}
+    assert after & before == {name for name in before if "t0005-s0" in name}
+    again = offline_runs(study)
+    assert sorted(again) == sorted(offline)
+    for run, found in again.items():
+        assert found.run.run_id == offline[run].run.run_id
+        assert same(logged(found, "train/loss"), logged(offline[run], "train/loss"))
+        assert found.exit_code == offline[run].exit_code
 
 
 @pytest.mark.parametrize(("key", "message"), [("", "needs credentials"), ("too-short", "cannot be used")])

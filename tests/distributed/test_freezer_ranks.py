@@ -19,6 +19,7 @@ from fat_ray.errors import InputError, RankDisagreementError
 from fat_ray.fisher.collector import Share
 from fat_ray.fisher.reduce import world
 from fat_ray.freeze import forms
+from fat_ray.freeze.carried import gather_state
 from fat_ray.freeze.freezer import Freezer
 from tests.support.distributed import run_distributed
 from tests.support.scripted import Scripted
@@ -168,3 +169,34 @@ def test_sharded_parameters_freeze_as_wholes_and_are_not_divided() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first["states"][4][:3], first["states"][3][:3], strict=True))
     np.testing.assert_array_equal(first["seen"], second["seen"])
     np.testing.assert_allclose(first["seen"], alone["seen"], rtol=1e-3)
+
+
+def train_apart() -> dict[str, Any]:
+    """Each rank trains a model of its own, on other data and with other events, in a process group of itself alone."""
+    rank, size = world()
+    groups = [dist.new_group([other]) for other in range(size)] if size > 1 else [None]
+    model = network()
+    optimizer = optim.AdamW(model.parameters(), lr=0.02)
+    spec = {"fisher": {"every": 1, "groups": {"min_block": 1}}, "freeze": {"every": 2 + rank, "warmup_steps": 1, "threshold": 0.0}}
+    freezer = Freezer(model, optimizer, spec, groups[rank])
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(8 + rank):
+        x = torch.randn(BATCH, 2, 5, 5, dtype=torch.float64, generator=generator)
+        optimizer.zero_grad()
+        freezer.arm(len(x))
+        model(x).square().mean().backward()
+        freezer.after_backward()
+        optimizer.step()
+    kept = gather_state(freezer)
+    return {"state": model.state_dict(), "kept": kept, "active": freezer.entries.active.tolist()}
+
+
+def test_all_collectives_stay_in_the_process_group() -> None:
+    first, second = run_distributed(train_apart, 2)
+    alone = train_apart()
+    assert first["active"] == alone["active"]
+    assert not all(alone["active"])
+    torch.testing.assert_close(first["state"], alone["state"], rtol=0, atol=0)
+    assert first["kept"].keys() == alone["kept"].keys()
+    assert all(np.array_equal(first["kept"][name], value, equal_nan=True) for name, value in alone["kept"].items())
+    assert second["active"] != first["active"]

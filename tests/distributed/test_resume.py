@@ -11,6 +11,7 @@ import pytest
 from safetensors import safe_open
 
 from fat_ray.engine import checkpoint
+from fat_ray.engine.request import Request
 from fat_ray.engine.vault import checkpoints
 from fat_ray.events import Status
 from fat_ray.fisher.reduce import world
@@ -19,7 +20,7 @@ from fat_ray.spec.job import RunJob
 from fat_ray.spec.run import RunSpec, merge
 from fat_ray.train.local import run_local
 from tests.support.distributed import run_distributed
-from tests.support.interruption import Killed, outcome, train_until
+from tests.support.interruption import Killed, num_resumptions, outcome, train_until
 from tests.support.jobs import tiny_job
 
 pytestmark = pytest.mark.timeout(300)
@@ -98,6 +99,38 @@ def interrupt_often(directory: str, variant: str) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize(("world_size", "variant"), [(2, "corrected"), (2, "released"), (4, "corrected")])
 def test_several_ranks_killed_at_any_event_equal_the_uninterrupted_ones(tmp_path: Path, world_size: int, variant: str) -> None:
     assert run_distributed(interrupt_often, world_size, str(tmp_path), variant) == [[]] * world_size
+
+
+def stop_often(directory: str) -> list[int]:
+    """The steps after which a run that was stopped became another one; on each of the ranks."""
+    rank, size = world()
+    whole = job(Path(directory, "whole"), workers=size)
+    train_until(whole)
+    expected = outcome(whole) if rank == 0 else None
+    unequal = []
+    for step in range(7):
+        stopped = job(Path(directory, str(step)), workers=size)
+        end = train_until(stopped, requests=[None] * step + [Request.STOP])
+        assert end is not None
+        assert (end.status, end.steps) == (Status.STOPPED, step + 1)
+        train_until(stopped, requests=[Request.SAVE])
+        if rank == 0 and (outcome(stopped) != expected or num_resumptions(stopped.directory, stopped.run) != 1):
+            unequal.append(step)
+    return unequal
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_run_that_was_stopped_after_any_step_goes_on_as_if_it_had_not_been(tmp_path: Path, world_size: int) -> None:
+    assert run_distributed(stop_often, world_size, str(tmp_path)) == [[]] * world_size
+
+
+def test_a_run_saves_when_asked_and_where_no_checkpoints_are_wanted_it_does_not(tmp_path: Path) -> None:
+    kept = job(tmp_path / "kept")
+    train_until(kept, lifetime=17, requests=[None, None, None, Request.SAVE])
+    assert [path.name for path in checkpoints(kept.directory, kept.run)] == ["step-00000004", "step-00000003"]
+    unwanted = tiny_job(tmp_path / "unwanted", workers=1, checkpoint=0)
+    train_until(unwanted, requests=[Request.SAVE, Request.STOP])
+    assert checkpoints(unwanted.directory, unwanted.run) == []
 
 
 @pytest.mark.parametrize("stage", ["begin", "write_rank", "write_shared", "seal", "prune"])

@@ -1,10 +1,13 @@
-"""Kronecker factors against their definition, by brute force in float64: one-hot kernels, explicit sums, autograd."""
+"""Kronecker factors against their definition, by brute force in float64: one autograd call per position, explicit means."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -32,7 +35,10 @@ CASES = {
     "linear": Case(lambda: nn.Linear(5, 7), (5,)),
     "linear on tokens": Case(lambda: nn.Linear(5, 7, bias=False), (3, 5)),
     "conv1d": Case(lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1), (4, 9)),
+    "conv1d circular": Case(lambda: nn.Conv1d(4, 6, 4, padding="same", padding_mode="circular"), (4, 9)),
     "conv2d": Case(lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)), (4, 7, 8)),
+    "conv2d pointwise": Case(lambda: nn.Conv2d(4, 6, 1), (4, 3, 2)),
+    "conv2d pointwise, strided": Case(lambda: nn.Conv2d(4, 6, 1, stride=2), (4, 5, 4)),
     "conv2d same": Case(lambda: nn.Conv2d(4, 6, 3, padding="same", dilation=2), (4, 7, 8)),
     "conv2d valid": Case(lambda: nn.Conv2d(4, 6, 3, padding="valid"), (4, 7, 8)),
     "conv2d reflect": Case(lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (4, 7, 8)),
@@ -41,17 +47,23 @@ CASES = {
     "conv2d grouped": Case(lambda: nn.Conv2d(4, 6, 3, groups=2), (4, 7, 8)),
     "conv2d depthwise": Case(lambda: nn.Conv2d(4, 8, 5, padding=2, groups=4, bias=False), (4, 7, 8)),
     "conv3d": Case(lambda: nn.Conv3d(2, 4, 2, stride=2), (2, 4, 5, 6)),
+    "conv3d replicate": Case(lambda: nn.Conv3d(2, 4, (1, 3, 2), padding=(0, 1, 1), padding_mode="replicate"), (2, 2, 3, 3)),
     "transposed 1d": Case(lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1), (4, 5)),
     "transposed 2d": Case(lambda: nn.ConvTranspose2d(4, 6, (3, 2), stride=2, groups=2, dilation=(2, 1)), (4, 5, 6)),
+    "transposed 2d, long end": Case(lambda: nn.ConvTranspose2d(2, 3, 2, dilation=3, padding=1, output_padding=2), (2, 3, 4)),
     "transposed 3d": Case(lambda: nn.ConvTranspose3d(2, 3, 2, stride=2), (2, 3, 3, 3)),
     "layer norm": Case(lambda: nn.LayerNorm(5), (3, 5)),
-    "layer norm over two dimensions": Case(lambda: nn.LayerNorm([3, 5]), (3, 5)),
+    "layer norm over two dimensions": Case(lambda: nn.LayerNorm([3, 5]), (2, 3, 5)),
     "rms norm": Case(lambda: nn.RMSNorm(5, eps=1e-6), (3, 5)),
     "rms norm, default eps": Case(lambda: nn.RMSNorm(5), (3, 5)),
     "group norm": Case(lambda: nn.GroupNorm(2, 6), (6, 4)),
-    "batch norm 1d": Case(lambda: nn.BatchNorm1d(3), (3, 5)),
-    "batch norm 2d": Case(lambda: nn.BatchNorm2d(3), (3, 5, 4)),
+    "batch norm 1d": Case(lambda: nn.BatchNorm1d(3), (3,)),
+    "batch norm 1d on sequences": Case(lambda: nn.BatchNorm1d(3), (3, 5)),
+    "batch norm 2d": Case(lambda: nn.BatchNorm2d(3, track_running_stats=False), (3, 5, 4)),
+    "batch norm 3d": Case(lambda: nn.BatchNorm3d(3), (3, 2, 3, 2)),
+    "sync batch norm": Case(lambda: nn.SyncBatchNorm(3), (3, 5, 4)),
     "embedding": Case(lambda: nn.Embedding(9, 5), (6,), vocabulary=9),
+    "embedding that pads": Case(lambda: nn.Embedding(9, 5, padding_idx=-2), (6,), vocabulary=9),
 }
 
 
@@ -72,80 +84,103 @@ def prepared(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     return nn.Sequential(layer), x, torch.randn_like(layer(x).detach())
 
 
-def per_position_gradients(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Mean over examples and positions of the outer product of squares, entry by entry of the weight, in float64.
-
-    A weight entry's gradient is a sum over positions p of h(p)·s(p); the Kronecker Fisher is mean h(p)² times mean s(p)². Both means are
-    read off the layer itself: h by weights that are one-hot, s as given.
-    """
-    layer = layer.double()
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    result = torch.zeros(weight.shape, dtype=torch.float64)
-    for index in range(weight.numel()):
-        one_hot = torch.zeros(weight.numel(), dtype=torch.float64)
-        one_hot[index] = 1
-        result.view(-1)[index] = mean_square_of_both(layer, one_hot.view(weight.shape), x, y.double())
-    return result
+FEATURES_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def mean_square_of_both(layer: nn.Module, one_hot: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    parameters = {"weight": one_hot} | ({"bias": torch.zeros_like(layer.bias)} if getattr(layer, "bias", None) is not None else {})
-    touched = torch.func.functional_call(layer, parameters, (x if x.dtype == torch.long else x.double(),))
-    channel = -1 if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)) else 1
-    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
-        channel_index = one_hot.flatten().argmax()
-        flat_h, flat_s = touched.reshape(-1, one_hot.numel()), y.reshape(-1, one_hot.numel())
-        return flat_h[:, channel_index].square().mean() * flat_s[:, channel_index].square().mean()
-    output = one_hot.shape.index(max(one_hot.shape)) if isinstance(layer, nn.BatchNorm2d) else 0
-    row = int(one_hot.reshape(one_hot.shape[0], -1).abs().sum(1).argmax()) if output == 0 else 0
-    if isinstance(layer, nn.Embedding):
-        column = int(one_hot.abs().sum(0).argmax())
-        return touched.select(channel, column).square().mean() * y.select(channel, column).square().mean()
-    return touched.select(channel, row).square().mean() * y.select(channel, row).square().mean()
+def by_position(layer: nn.Module, values: Tensor) -> Tensor:
+    """Outputs, or gradients of outputs, as (positions, *features)."""
+    if isinstance(layer, FEATURES_LAST):
+        shape = layer.normalized_shape if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) else values.shape[-1:]
+        return values.reshape(-1, *shape)
+    return values.movedim(1, -1).flatten(0, -2)
 
 
-TRANSPOSED = [name for name in CASES if name.startswith("transposed")]
+def seen_by_entries(layer: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Per entry of each parameter, the mean over positions of the square of what it is multiplied by there, which is what autograd says."""
+    parameters = dict(layer.named_parameters())
+    total = {role: torch.zeros_like(parameter) for role, parameter in parameters.items()}
+    outputs = by_position(layer, layer(x))
+    for position in outputs:  # each row of a weight reaches one feature only
+        for role, h in zip(parameters, torch.autograd.grad(position.sum(), parameters.values(), retain_graph=True), strict=True):
+            total[role] += h.square() / len(outputs)
+    return total
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in TRANSPOSED])
-def test_weight_fisher_equals_its_definition(name: str) -> None:
-    model, x, y = prepared(name)
-    (state,) = collect(model, weighted, x, y)
-    expected = per_position_gradients(model[0], x, y)  # type: ignore[index]
-    found = fisher(model.float(), state, "0.weight").reshape(expected.shape)
-    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-7)
+def defined(layer: nn.Module, x: Tensor, s: Tensor) -> dict[str, Tensor]:
+    """The Fisher of each parameter by definition: the mean square of what its entries see, times that of the gradient where they reach."""
+    rows = by_position(layer, s).square().mean(0)
+    if isinstance(layer, TRANSPOSED):
+        return {"weight": defined_transposed(layer, x, s)} | ({"bias": rows} if layer.bias is not None else {})
+    found = {}
+    for role, h in seen_by_entries(layer, x).items():
+        over_columns = h.ndim > rows.ndim and not isinstance(layer, nn.Embedding)
+        found[role] = h * (rows.reshape(-1, *(1,) * (h.ndim - 1)) if over_columns else rows)
+    return found
 
 
-@pytest.mark.parametrize("name", TRANSPOSED)
-def test_transposed_convolution_is_a_convolution_read_backwards(name: str) -> None:
-    """Its weight gradient is that of a convolution from the output's gradient to the input: the factors change places."""
-    model, x, y = prepared(name)
-    layer = model[0]  # type: ignore[index]
-    assert isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-    convolve = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[x.ndim - 2]
-    expected = torch.zeros_like(layer.weight)
-    for row in range(layer.weight.shape[0]):
-        for rest in range(layer.weight[0].numel()):
-            one_hot = torch.zeros_like(layer.weight)
-            one_hot[row].view(-1)[rest] = 1
-            seen = convolve(y, one_hot, None, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[operator]
-            expected[row].view(-1)[rest] = x[:, row].square().mean() * seen[:, row].square().mean()
-    (state,) = collect(model, weighted, x, y)
-    torch.testing.assert_close(fisher(model, state, "0.weight").reshape(expected.shape), expected, rtol=1e-4, atol=1e-7)
+def defined_transposed(layer: Any, x: Tensor, s: Tensor) -> Tensor:
+    """Its positions are those of the input: what stands at one of them meets the gradient under the kernel there."""
+    gradients = torch.zeros_like(layer.weight)
+    places = x[:1, :1].expand(len(x), 1, *x.shape[2:]).nonzero()
+    for example, _, *where in places.tolist():
+        alone = torch.zeros_like(x)
+        alone[(example, slice(None), *where)] = 1
+        gradients += torch.autograd.grad((layer(alone) * s).sum(), layer.weight)[0].square() / len(places)
+    return gradients * by_position(nn.Identity(), x).square().mean(0).reshape(-1, *(1,) * (layer.weight.ndim - 1))
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if getattr(case.make(), "bias", None) is not None])
-def test_bias_fisher_is_the_mean_square_of_the_output_gradient(name: str) -> None:
-    model, x, y = prepared(name)
-    (state,) = collect(model, weighted, x, y)
-    bias = model[0].bias  # type: ignore[index]
-    if "layer norm" in name:
-        expected = y.reshape(-1, bias.numel()).square().mean(0)
+def assert_defined(model: nn.Module, x: Tensor, s: Tensor) -> None:
+    (state,) = collect(model, weighted, x, s)
+    layer = model.double()[0]  # type: ignore[operator]
+    expected = defined(layer, x if x.dtype == torch.long else x.double(), s.double())
+    for role, values in expected.items():
+        found = fisher(model, state, f"0.{role}").reshape(values.shape)
+        torch.testing.assert_close(found, values.float(), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fisher_equals_its_definition(name: str) -> None:
+    assert_defined(*prepared(name))
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
+    """Any geometry that torch accepts, and the shape of an input for it."""
+    dims, transposed = draw(st.integers(1, 3)), draw(st.booleans())
+
+    def sizes(least: int, most: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(least, most)) for _ in range(dims))
+
+    kernel, stride, dilation, groups = sizes(1, 3), sizes(1, 3), sizes(1, 2), draw(st.integers(1, 2))
+    padding: Any = tuple(min(wanted, size * spread // 2) for wanted, size, spread in zip(sizes(0, 2), kernel, dilation, strict=True))
+    image = tuple(spread * (size - 1) + 1 + more for size, spread, more in zip(kernel, dilation, sizes(1, 3), strict=True))
+    options: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "bias": draw(st.booleans()), "padding": padding}
+    if transposed:
+        options["output_padding"] = tuple(draw(st.integers(0, max(pair) - 1)) for pair in zip(stride, dilation, strict=True))
+        image = sizes(2, 3)
+        options["padding"] = tuple(min(pad, (size - 1) * spread // 2) for pad, size, spread in zip(padding, kernel, dilation, strict=True))
+        made = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
     else:
-        channel = y.ndim - 1 if name.startswith("linear") else 1
-        expected = y.square().mean(dim=[dim for dim in range(y.ndim) if dim != channel])
-    torch.testing.assert_close(fisher(model, state, "0.bias"), expected.flatten(), rtol=1e-4, atol=1e-7)
+        options["padding_mode"] = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+        word = draw(st.sampled_from([None, "same", "valid"]))
+        if word:
+            options |= {"padding": word, "stride": (1,) * dims}
+        made = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]  # type: ignore[assignment]
+    return made(2 * groups, 2 * groups, kernel, **options), (2 * groups, *image)
+
+
+@pytest.mark.timeout(120)
+@settings(max_examples=150, deadline=None)
+@given(convolutions(), st.booleans())
+def test_convolutions_of_all_geometries_equal_their_definition(drawn: tuple[nn.Module, tuple[int, ...]], channels_last: bool) -> None:
+    layer, shape = drawn
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *shape, generator=generator)
+    if channels_last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    s = torch.randn(layer(x).shape, generator=generator)
+    assert_defined(nn.Sequential(layer), x, s)
 
 
 def fisher(model: nn.Module, state: FactorState, parameter: str) -> Tensor:
@@ -240,6 +275,17 @@ def reorder(batch: tuple[nn.Module, Tensor, Tensor]) -> tuple[nn.Module, Callabl
     return model, classified, x, y
 
 
+class OutOfPlace(Mixed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+
+
+def test_relu_in_place() -> None:
+    (state,) = collect(*reorder(mixed_batch(OutOfPlace)))
+    assert_same(state, plain(), rtol=1e-7)
+
+
 @pytest.mark.parametrize("kind", [Checkpointed, Reentrant])
 def test_activation_checkpointing(kind: type[Mixed]) -> None:
     (state,) = collect(*reorder(mixed_batch(kind)))
@@ -274,6 +320,19 @@ def test_autocast_is_the_plain_run_to_its_precision(dtype: torch.dtype) -> None:
     expected = plain()
     for key, value in expected.items():
         torch.testing.assert_close(state[key], value, rtol=0.15, atol=float(0.03 * value.max()))
+
+
+def test_gradient_scaler() -> None:
+    """As a loop with one has it: the scale is that of the scaler, and statistics are taken before it unscales."""
+    model, x, y = mixed_batch()
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    collector = Collector(model, build_groups(model, WHOLE), ExactFormulas())
+    collector.arm(list(collector.layers), Share(BATCH, loss_scale=scaler.get_scale()))
+    scaler.scale(classified(model, x, y)).backward()  # type: ignore[no-untyped-call]
+    (state,) = states(collector.take(), collector.layers, ExactFormulas(), (1,))
+    scaler.step(optimizer)
+    scaler.update()
+    assert_same(state, plain(), rtol=1e-6)
 
 
 def test_clipping_after_the_backward_changes_nothing() -> None:
@@ -319,6 +378,44 @@ def test_a_reused_module_sums_over_its_calls() -> None:
     (state,) = collect(model, lambda m, a, b: ((m(a) + m(2 * a)) * b).sum() / len(a), x, y)
     torch.testing.assert_close(torch.from_numpy(state["0", "column"]).float(), (x.square() * 2.5).mean(0, keepdim=True))
     torch.testing.assert_close(torch.from_numpy(state["0", "row"]).float(), y.square().mean(0))
+
+
+def test_calls_whose_output_the_loss_does_not_use_leave_no_trace() -> None:
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(nn.Linear(3, 3)), torch.randn(BATCH, 3), torch.randn(BATCH, 3)
+
+    def loss(m: nn.Module, a: Tensor, b: Tensor) -> Tensor:
+        m(100 * a)
+        return weighted(m, a, b)
+
+    (state,), (expected,) = (collect(model, used, x, y) for used in (loss, weighted))
+    assert_same(state, expected, rtol=1e-7)
+
+
+def test_inputs_by_keyword() -> None:
+    class ByKeyword(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[0](input=x)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    layer, x, y = nn.Linear(3, 3), torch.randn(BATCH, 3), torch.randn(BATCH, 3)
+    (state,), (expected,) = (collect(kind(layer), weighted, x, y) for kind in (ByKeyword, nn.Sequential))
+    assert_same(state, expected, rtol=1e-7)
+
+
+class SequenceFirst(nn.Sequential):
+    """Computes on (tokens, examples, width), as torch's recurrent and attention layers do by default."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(0, 1)).transpose(0, 1)  # type: ignore[no-any-return]
+
+
+def test_halves_are_those_of_the_batch_where_examples_come_second() -> None:
+    torch.manual_seed(0)
+    layer, x, y = nn.Linear(3, 2), torch.randn(BATCH, 7, 3), torch.randn(BATCH, 7, 2)
+    found, expected = (collect(kind(layer), weighted, x, y, halves=True) for kind in (SequenceFirst, nn.Sequential))
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other, rtol=1e-6)
 
 
 class Positions(nn.Module):

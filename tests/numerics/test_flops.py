@@ -173,6 +173,18 @@ def test_sliced_layers_compute_the_weight_gradient_of_what_is_active(dim: int, b
     assert total(flops) == counted(lambda: step(IMAGES).sum().backward())
 
 
+def test_pointwise_convolutions_in_channels_last_and_small_depthwise_ones_cost_what_they_compute() -> None:
+    """The former the runs alone, by products of matrices; the latter all of it, in one go."""
+    x = IMAGES.contiguous(memory_format=torch.channels_last)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, groups=8)).to(memory_format=torch.channels_last)
+    whole = measured(model, x)
+    for layer in model[1:]:
+        slice_layer(layer, {"weight": Cut(0, ((2, 4), (5, 6)))})
+    flops = measured(model, x)
+    assert (flops.forward, flops.input_gradient) == (whole.forward, whole.input_gradient)
+    assert whole.weight_gradient - flops.weight_gradient == 2 * 2 * 8 * 8 * 256 * 5 / 8
+
+
 def test_the_generic_form_of_slicing_computes_the_whole_weight_gradient() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 8, 3))
     whole = measured(model)

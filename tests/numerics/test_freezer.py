@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fat_ray.fisher.collector import Share
 from fat_ray.fisher.groups import build_groups
 from fat_ray.freeze import forms
+from fat_ray.freeze.carried import gather_state, load_gathered
 from fat_ray.freeze.entries import ActiveEntries
 from fat_ray.freeze.freezer import Freezer
 from fat_ray.spec.run import GroupSpec
@@ -109,7 +110,8 @@ def schedule(num_groups: int) -> dict[int, np.ndarray]:
 def test_equals_masked_training(model: str, optimizer: str) -> None:
     plain, frozen = build(model), build(model)
     groups = build_groups(plain, MODELS[model][1])
-    slow = MaskedTraining(plain, OPTIMIZERS[optimizer](plain.parameters()), groups)
+    reference = "sgd" if optimizer == "sgd-fused" else optimizer  # torch's own cannot take up parameters later
+    slow = MaskedTraining(plain, OPTIMIZERS[reference](plain.parameters()), groups)
     fast = OPTIMIZERS[optimizer](frozen.parameters())
     entries = ActiveEntries(frozen, fast, groups)
     events = schedule(len(groups))
@@ -188,6 +190,68 @@ def test_a_whole_loop_equals_masked_training(made_at: int, average: dict[str, ob
     assert slow_rate.get_last_lr() == fast_rate.get_last_lr()
     torch.testing.assert_close(frozen.state_dict(), plain.state_dict(), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(states[1], states[0], rtol=1e-8, atol=1e-10)
+
+
+def test_a_compiled_network_freezes_as_itself() -> None:
+    """Also at events for which nothing was collected, so that only the count of positions makes a step run as written."""
+    plain, frozen = build("dense"), build("dense")
+    compiled = torch.compile(frozen, backend="eager")
+    freezers = []
+    for model, given in ((plain, plain), (frozen, compiled)):
+        optimizer = optim.AdamW(model.parameters(), lr=0.02)
+        freezer = Freezer(given, optimizer, spec_of("dense"), policy=Scripted(schedule(len(build_groups(model, MODELS["dense"][1])))))
+        for x in batches(10):
+            optimizer.zero_grad()
+            freezer.arm(len(x))
+            backward(given, x)
+            freezer.after_backward()
+            optimizer.step()
+        freezers.append(freezer)
+    torch.testing.assert_close(frozen.state_dict(), plain.state_dict(), rtol=1e-8, atol=1e-10)
+    counts = [list(freezer.entries.positions.values()) for freezer in freezers]
+    assert counts == [[6, 6, 6]] * 2
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd-nesterov", "adadelta"])
+def test_a_loop_of_ones_own_goes_on_from_its_checkpoint_to_the_bit(optimizer: str) -> None:
+    """As docs/freezer.md says: the Freezer's state before the optimizer's. Right before an event, right after one, and between."""
+    spec = {**spec_of("dense"), "freeze": {"every": 4, "warmup_steps": 4, "threshold": 0.0}}
+
+    def begin() -> tuple[nn.Module, optim.Optimizer, optim.lr_scheduler.LRScheduler, Freezer]:
+        model = build("dense")
+        made = OPTIMIZERS[optimizer](model.parameters())
+        schedule = optim.lr_scheduler.SequentialLR(
+            made, [optim.lr_scheduler.LinearLR(made), optim.lr_scheduler.ExponentialLR(made, 0.9)], [6]
+        )
+        return model, made, schedule, Freezer(model, made, spec)
+
+    data, saved = list(batches(15)), {}
+    model, made, schedule, freezer = begin()
+    for step, x in enumerate(data):
+        saved[step] = copy.deepcopy((model.state_dict(), gather_state(freezer), made.state_dict(), schedule.state_dict()))
+        train_step(model, made, schedule, freezer, x)
+    assert freezer.entries.active_elements < 0.7 * freezer.entries.elements.sum()
+    for step in (4, 5, 10):
+        again, other, rates, resumed = begin()
+        weights, state, moments, rate = saved[step]
+        again.load_state_dict(weights)
+        load_gathered(resumed, state, "checkpoint")
+        other.load_state_dict(moments)
+        rates.load_state_dict(rate)
+        for x in data[step:]:
+            train_step(again, other, rates, resumed, x)
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+        assert rates.get_last_lr() == schedule.get_last_lr()
+        assert resumed.entries.active.tolist() == freezer.entries.active.tolist()
+
+
+def train_step(model: nn.Module, optimizer: optim.Optimizer, schedule: optim.lr_scheduler.LRScheduler, freezer: Freezer, x: Tensor) -> None:
+    optimizer.zero_grad()
+    freezer.arm(len(x))
+    backward(model, x)
+    freezer.after_backward()
+    optimizer.step()
+    schedule.step()
 
 
 def test_all_three_forms_occur() -> None:

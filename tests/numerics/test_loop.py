@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from fat_ray.engine.loop import train
+from fat_ray.engine.request import Request
 from fat_ray.engine.step import Trainer
+from fat_ray.errors import SupersededError
 from fat_ray.events import Drift, Eval, Event, Freeze, RunEnd, RunStart, Status, Step
 from fat_ray.freeze.measured import FisherDrift
 from fat_ray.records.sink import MemorySink
@@ -20,7 +22,7 @@ from tests.support.jobs import task_of, tiny_job
 CPU = torch.device("cpu")
 
 
-def run(stop: dict[int, Status] | None = None, follow: list[tuple[int, int]] | None = None, **settings: Any) -> tuple[RunEnd, list[Event]]:
+def run(stop: dict[int, Request] | None = None, follow: list[tuple[int, int]] | None = None, **settings: Any) -> tuple[RunEnd, list[Event]]:
     job = tiny_job(Path("unused"), workers=1, **settings).model_copy(update={"follow": follow})
     sink, asked = MemorySink(), iter(range(10_000))
     end = train(
@@ -134,12 +136,27 @@ def test_a_nan_ends_the_run_with_its_reason_and_keeps_the_records() -> None:
     assert events[-1] is end
 
 
-def test_a_stop_request_ends_the_run_before_the_step() -> None:
-    end, events = run(stop={4: Status.PRUNED})
-    assert end.status is Status.PRUNED
-    assert end.reason == "stopped on request after 4 of 8 steps"
-    assert len(of(Step, events)) == 4
+@pytest.mark.parametrize(("request_", "status"), [(Request.PRUNE, Status.PRUNED), (Request.STOP, Status.STOPPED)])
+def test_a_request_ends_the_run_between_two_steps(request_: Request, status: Status) -> None:
+    end, events = run(stop={4: request_})
+    assert end.status is status
+    assert end.reason == "stopped on request after 5 of 8 steps"
+    assert len(of(Step, events)) == 5
     assert {e.split for e in of(Eval, events)} == {"val"}  # a partial run is never shown the test split
+
+
+def test_a_request_at_the_last_step_comes_too_late() -> None:
+    assert run(stop={7: Request.STOP})[0].status is Status.COMPLETED
+
+
+def test_a_run_that_is_to_leave_says_nothing_more() -> None:
+    job = tiny_job(Path("unused"), workers=1)
+    sink = MemorySink()
+    asked = iter([None, None, Request.LEAVE])
+    with pytest.raises(SupersededError):
+        train(job, task_of(job), sink, device=CPU, stop_request=lambda: next(asked), on_evaluation=lambda metrics: None)
+    assert len(of(Step, sink.events)) == 2
+    assert of(RunEnd, sink.events) == []
 
 
 def test_an_error_is_recorded_and_raised() -> None:

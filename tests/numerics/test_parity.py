@@ -196,8 +196,13 @@ def test_whole_run(name: str) -> None:
     trainer = trainer_of(run, events)
     torch.set_num_threads(1)
     names = recorded_name(run, trainer.freezer.groups)
-    for _ in range(run.facts["steps"]):
+    compared = 0
+    for step in range(run.facts["steps"]):
+        active = trainer.freezer.entries.active.copy()
         assert trainer.step() is None
+        if f"fisher/{step}/head.weight" in run.arrays:
+            compared += assert_fisher_is_recorded(run, trainer, step, active)
+    assert compared == 3
     freezes = [event for event in events if isinstance(event, Freeze)]
     assert {names[group] for group in freezes[0].frozen} == set(run.facts["zero_fisher_frozen"])
     frozen = {group for freeze in freezes[:2] for group in freeze.frozen}
@@ -210,6 +215,18 @@ def test_whole_run(name: str) -> None:
     for group, smoothed in zip(names, first.smoothed, strict=True):
         if smoothed is not None:
             assert smoothed == pytest.approx(recorded_first[group], abs=0.01)  # factor bits may move a value over a bin's edge
+
+
+def assert_fisher_is_recorded(run: Recorded, trainer: Trainer, step: int, active: Any) -> bool:
+    """Of all groups with factors at one of the first three updates, as the run itself has them."""
+    meter = trainer.freezer.meter
+    (state,) = meter._previous
+    for index in np.flatnonzero(active & meter.factored).tolist():
+        group = trainer.freezer.groups[index]
+        (member,) = group.members
+        expected = run.arrays[f"fisher/{step}/{member.parameter}"].reshape(member.shape)[member.index].ravel()
+        np.testing.assert_allclose(group_values(group, state, factored=True), expected, rtol=1e-4)
+    return True
 
 
 def test_the_network_is_the_recorded_one() -> None:

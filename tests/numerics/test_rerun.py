@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from fat_ray.cli import app
+from fat_ray.cli.main import app
 from fat_ray.errors import InputError
 from fat_ray.records.manifest import create_study
 from fat_ray.records.reader import parts, run_end, runs

@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fat_ray.freeze import kernels
 from fat_ray.freeze.sliced import Cut, active_runs, plain_class, slice_layer
 
 BATCH = 3
@@ -213,6 +215,27 @@ def test_layouts_of_inputs_and_gradients(kind: str, groups: int) -> None:
         (output.sum() if kind == "expanded" else output.square().sum()).backward()
     assert outputs[0].stride() == outputs[1].stride()
     check_gradients(Case(nn.Identity, (), cuts), plain, sliced)
+
+
+@pytest.mark.parametrize("wants_input", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_pointwise_convolutions_in_channels_last(wants_input: bool, bias: bool) -> None:
+    """They multiply matrices instead of asking torch for a convolution backward."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(4, 8, 1, bias=bias).double()
+    x = torch.randn(BATCH, 4, 5, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    sliced = copy.deepcopy(plain)
+    cuts = {role: rows((0, 3), (4, 6)) for role, _ in plain.named_parameters()}
+    slice_layer(sliced, cuts)
+    inputs = []
+    for each in (plain, sliced):
+        given = x.clone().requires_grad_(wants_input)
+        with patch.object(kernels, "_convolution_backward", side_effect=AssertionError):
+            (each(given) * torch.arange(8.0).sin()[:, None, None]).square().sum().backward()
+        inputs.append(given.grad)
+    check_gradients(Case(nn.Identity, (), cuts), plain, sliced)
+    torch.testing.assert_close(inputs[0], inputs[1], rtol=1e-12, atol=1e-12)
+    assert not wants_input or inputs[1].stride() == x.stride()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

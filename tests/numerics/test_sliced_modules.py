@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from fat_ray.fisher.collector import Collector, Share
 from fat_ray.fisher.factors import ExactFormulas
 from fat_ray.fisher.groups import build_groups
-from fat_ray.freeze.sliced import ActiveRuns, Cut, active_runs, is_sliceable, plain_class, restore_layer, slice_layer
+from fat_ray.freeze.sliced import ActiveRuns, Cut, active_runs, is_sliceable, plain_class, restore_layer, slice_layer, without_runs
 from fat_ray.spec.run import GroupSpec
 
 CUTS = {
@@ -218,6 +218,25 @@ def test_original_parameters_come_first_and_averages_follow() -> None:
     averaged.update_parameters(sliced)
     for name, parameter in averaged.module.named_parameters():
         assert torch.equal(parameter, (plain.get_parameter(name) + sliced.state_dict()[name]) / 2)
+
+
+@pytest.mark.parametrize("made_of", ["plain", "sliced"])
+def test_averages_of_buffers_need_the_runs_out_of_the_way(made_of: str) -> None:
+    plain, sliced = networks()
+    averaged = AveragedModel(plain if made_of == "plain" else sliced, avg_fn=lambda old, new, _: (old + new) / 2, use_buffers=True)
+    before = copy.deepcopy(averaged.module.state_dict())
+    averaged.update_parameters(plain)
+    with torch.no_grad():
+        for leaf in sliced.active_runs.parameters():
+            leaf.add_(1.0)
+    train(sliced)  # statistics move
+    with without_runs(sliced):
+        averaged.update_parameters(sliced)
+    check_aliases(sliced)
+    found, expected = averaged.module.state_dict(), sliced.state_dict()
+    for name, value in before.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(found[name], (value + expected[name]) / 2, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

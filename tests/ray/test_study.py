@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +16,8 @@ import pytest
 import ray
 from optuna.trial import FrozenTrial, TrialState
 
+from fat_ray.analysis.status import read_status
+from fat_ray.engine.vault import runs_with_checkpoints
 from fat_ray.errors import OutputError, ResourceError
 from fat_ray.events import Status
 from fat_ray.records.environment import git_state
@@ -26,6 +28,7 @@ from fat_ray.study import cluster
 from fat_ray.study.journal import JOURNAL
 from fat_ray.study.launch import StudyOutcome, launch
 from fat_ray.study.ledger import Close
+from fat_ray.view.document import trial_document
 from tests.support.ray_session import RaySession
 from tests.support.tiny_task import TINY_TASK
 
@@ -92,7 +95,8 @@ def interrupt_when(condition: Callable[[], bool]) -> threading.Thread:
 def test_a_study_runs_to_its_end_with_its_baselines_and_leaks_nothing(ray_session: RaySession, tmp_path: Path, executor: str) -> None:
     before = ray_session.usage()
     trials = {"warm": 6, "stock": 1}[executor]  # all two CPUs are for the workers: a driver that held a share would wait for ever
-    outcome = start(tiny_study(executor=executor, budget={"trials": trials}, wandb={"mode": "offline"}), tmp_path)
+    events: list[Mapping[str, Any]] = []
+    outcome = start(tiny_study(executor=executor, budget={"trials": trials}, wandb={"mode": "offline"}), tmp_path, on_event=events.append)
 
     names = ["none-s0", *(f"t{number:04d}-s0" for number in range(trials)), "random_matched-s0"]
     assert [(run.run, run.status, run.reason) for run in outcome.runs] == [(name, Status.COMPLETED, "") for name in names]
@@ -115,8 +119,25 @@ def test_a_study_runs_to_its_end_with_its_baselines_and_leaks_nothing(ray_sessio
     assert run_start(outcome.directory, "random_matched-s0").params == leader.params
 
     assert len(list((outcome.directory / "wandb").glob("offline-run-*"))) == trials + 2
-    assert [path.name for path in (outcome.directory / "control").iterdir()] == ["driver.lock"]
+    assert sorted(path.name for path in (outcome.directory / "control").iterdir()) == ["driver.json", "driver.lock"]
+    assert runs_with_checkpoints(outcome.directory) == sorted(f"{name}-s0" for name in events[-1]["front"])
+    check_events_and_status(events, outcome, [name.removesuffix("-s0") for name in names])
     wait_until(lambda: ray_session.usage() == before, 30)
+
+
+def check_events_and_status(events: Sequence[Mapping[str, Any]], outcome: StudyOutcome, names: Sequence[str]) -> None:
+    """Whoever listens and whoever looks at the directory is told the same."""
+    assert [event["event"] for event in (events[0], events[-1])] == ["study_started", "study_ended"]
+    for name in names:
+        told = [event["event"] for event in events if event.get("trial") == name]
+        assert told == ["trial_started", *["trial_evaluated"] * 4, "trial_ended"]
+    seen = read_status(outcome.directory)
+    assert (seen.state, seen.done, [trial.name for trial in seen.front]) == ("done", len(names), events[-1]["front"])
+    ended = {event["trial"]: event for event in events if event["event"] == "trial_ended"}
+    for trial in seen.trials:
+        shown = trial_document(trial, seen.objectives)
+        del shown["elapsed_s"]  # a run's records begin when its process does, its trial earlier
+        assert shown == {key: ended[trial.name][key] for key in shown}
 
 
 def test_trials_that_break_fail_with_their_reason_and_the_study_goes_on(
@@ -211,14 +232,18 @@ def test_ctrl_c_stops_the_running_trial_and_ends_cleanly(ray_session: RaySession
     assert end is not None
     assert (end.status, 0 < end.steps < 400) == (Status.STOPPED, True)
     assert journal(tmp_path) == []
+    assert read_status(directory).state == "stopped"
+    assert runs_with_checkpoints(directory) == ["none-s0"]  # it may go on
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_the_time_budget_stops_what_runs(ray_session: RaySession, tmp_path: Path) -> None:
-    spec = tiny_study({"slow_s": 0.1}, steps=4000, budget={"trials": 6, "hours": 20 / 3600}, baselines=[])
+@pytest.mark.parametrize(("budget", "why"), [({"hours": 20 / 3600}, Close.OUT_OF_TIME), ({"flops": 1.0}, Close.OUT_OF_FLOPS)])
+def test_a_budget_that_is_used_up_stops_what_runs(ray_session: RaySession, tmp_path: Path, budget: dict[str, float], why: Close) -> None:
+    seeds = [0, 1] if why is Close.OUT_OF_FLOPS else [0]
+    spec = tiny_study({"slow_s": 0.1}, steps=4000, budget={"trials": 6, **budget}, baselines=[], seeds=seeds)
     outcome = start(spec, tmp_path)
-    assert (outcome.closed, outcome.interrupted) == (Close.OUT_OF_TIME, False)
-    assert [run.status for run in outcome.runs] == [Status.STOPPED]
+    assert (outcome.closed, outcome.interrupted) == (why, False)
+    assert [(run.run, run.status) for run in outcome.runs] == [("t0000-s0", Status.STOPPED)]  # its second seed does not start
     [told] = journal(tmp_path)
     assert told.state is TrialState.FAIL
     assert "stopped" in told.user_attrs["reason"]
@@ -256,6 +281,6 @@ def test_something_else_at_the_address_is_refused_in_bounded_time(tmp_path: Path
 
 
 def test_a_running_ray_is_found_at_its_address(ray_session: RaySession) -> None:
-    with cluster.connect(ray_session.address, tiny_study()) as nodes:
+    with cluster.connect(ray_session.address) as nodes:
         assert [node["CPU"] for node in nodes] == [2.0]
     assert ray.is_initialized()

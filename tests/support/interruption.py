@@ -1,7 +1,7 @@
 """Runs that die at any event, as a killed process does: what was not on the disk is lost."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fat_ray.engine.loop import train
+from fat_ray.engine.request import Request
 from fat_ray.engine.vault import checkpoints
 from fat_ray.events import Event, RunEnd
 from fat_ray.fisher.reduce import world
@@ -67,15 +68,19 @@ class MortalSink:
         return self._sink.rewind(position)
 
 
-def train_until(job: RunJob, lifetime: int | None = None) -> RunEnd | None:
-    """Trains on this rank as a worker does; None when it died. Goes on with what is there."""
+def train_until(job: RunJob, lifetime: int | None = None, requests: Sequence[Request | None] = ()) -> RunEnd | None:
+    """Trains on this rank as a worker does; None when it died. Goes on with what is there.
+
+    `requests` are what the run is asked for at its next steps.
+    """
+    asked = iter(requests)
     sink: Sink = ParquetSink(job.directory, job.run) if world()[0] == 0 else NullSink()
     mortal = MortalSink(sink, lifetime)
     job = job.model_copy(update={"resume": True})
     try:
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(job.seed)
-        return train(job, task_of(job), mortal, device=CPU, stop_request=lambda: None, on_evaluation=lambda _: None)
+        return train(job, task_of(job), mortal, device=CPU, stop_request=lambda: next(asked, None), on_evaluation=lambda _: None)
     except Killed:
         mortal.dead = True
         return None

@@ -19,6 +19,7 @@ def tiny_spec(
     policy: str = "fisher_drift",
     checkpoint: int | None = 0,
     retries: int = 0,
+    gpus: float = 0.0,
     **settings: Any,
 ) -> RunSpec:
     """A run that freezes something and takes a fraction of a second; `settings` are those of `tiny_task.make_task`.
@@ -33,6 +34,7 @@ def tiny_spec(
             evaluate_every=evaluate_every,
             workers=workers,
             cpus_per_worker=0.5,
+            gpus_per_worker=gpus,
             checkpoint=CheckpointSpec(every=checkpoint),
             retries=retries,
         ),

@@ -9,6 +9,7 @@ Build = Callable[[Iterable[Tensor]], optim.Optimizer]
 OPTIMIZERS: Mapping[str, Build] = {
     "sgd": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.2),
     "sgd-nesterov": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.2, nesterov=True, foreach=True),
+    "sgd-fused": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.2, fused=True),
     "sgd-plain": lambda p: optim.SGD(p, lr=0.05, weight_decay=0.2, maximize=True),
     "adam": lambda p: optim.Adam(p, lr=0.02, weight_decay=0.2, amsgrad=True),
     "adamw": lambda p: optim.AdamW(p, lr=0.02, weight_decay=0.2),

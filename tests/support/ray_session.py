@@ -1,4 +1,6 @@
-"""One local Ray for all tests that need it: two CPUs, loopback only, its files in a directory of its own, gone at the end."""
+"""One local Ray for all tests that need it: two CPUs, a GPU that it only believes in, loopback only, its files in a directory of its own.
+
+It is gone at the end."""
 
 import shutil
 import tempfile
@@ -12,7 +14,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NUM_CPUS = 2
+NUM_CPUS, NUM_GPUS = 2, 1
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +38,7 @@ def _session(variables: Mapping[str, str]) -> Iterator["RaySession"]:
     context = ray.init(
         address="local",
         num_cpus=NUM_CPUS,
+        num_gpus=NUM_GPUS,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
@@ -65,6 +68,7 @@ class Usage:
     """What a cluster has given out; two of them are equal when nothing leaked in between."""
 
     free_cpus: float
+    free_gpus: float
     placement_groups: tuple[str, ...]
     actors: tuple[str, ...]
 
@@ -80,13 +84,14 @@ class RaySession:
         self.address = address
 
     def usage(self) -> Usage:
-        """Free CPUs, and ids of placement groups and actors that are alive; but for what Ray keeps one of for ever."""
+        """Free CPUs and GPUs, and ids of placement groups and actors that are alive; but for what Ray keeps one of for ever."""
         import ray
         from ray.util import placement_group_table
 
         groups = [name for name, group in placement_group_table().items() if group["state"] != "REMOVED"]
         actors = [name for name, actor in live_actors().items() if "AutoscalingCoordinator" not in actor]
-        return Usage(ray.available_resources().get("CPU", 0.0), tuple(sorted(groups)), tuple(sorted(actors)))
+        free = ray.available_resources()
+        return Usage(free.get("CPU", 0.0), free.get("GPU", 0.0), tuple(sorted(groups)), tuple(sorted(actors)))
 
 
 def live_actors() -> dict[str, str]:

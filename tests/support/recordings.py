@@ -14,7 +14,7 @@ from fat_ray.replay.recording import Costs, Recording
 from fat_ray.rules import Bools, Floats
 from fat_ray.spec.run import RunSpec, merge
 from fat_ray.spec.study import as_json
-from tests.support.runs import step
+from tests.support.runs import end, step
 
 STEPS = 12
 
@@ -83,4 +83,5 @@ def write_drift_run(directory: Path, run: str, distance: Floats, frozen_at: Sequ
         active = (at >= 2 * update).tolist()
         known = [None if np.isnan(value) or not on else float(value) for value, on in zip(row, active, strict=True)]
         sink.emit(Drift(2 * update, update, known, [None if value is None else 0.0 for value in known], known, known, active))
+    sink.emit(replace(end(), steps=STEPS))
     sink.close()

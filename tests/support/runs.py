@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, Layers, Resumption, RunEnd, RunStart, Status, Step
+from fat_ray.events import Drift, Eval, Event, Freeze, GroupInfo, Layers, Notice, Resumption, RunEnd, RunStart, Status, Step
 from fat_ray.records.parquet import ParquetSink
 from fat_ray.spec.run import RunSpec
 from fat_ray.spec.study import as_json
@@ -74,7 +74,8 @@ def body() -> list[Event]:
             [0.01, 0.03, None, 0.05],
             [True, True, False, True],
         ),
-        Freeze(2, 1, [2], 32, 449, 3, threshold=None, limited_by="", decide_s=0.002),
+        Freeze(2, 1, [2], 32, 449, 3, threshold=None, limited_by="", decide_s=0.002, frontier="norm"),
+        Notice(2, "prefix", "outputs of stem are remembered; norm is active"),
         step(3, loss=0.2),
         step(4, loss=float("nan")),
         Eval(5, "val", {"f1": 0.5, "loss": float("nan")}, eval_s=0.5),

@@ -1,9 +1,12 @@
 """A task that trains in milliseconds, and goes wrong when told to: for tests of everything around training."""
 
+import functools
+import gc
 import os
 import random
 import signal
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,12 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fat_ray.tasks.base import Batch, Direction
 
 TINY_TASK = "tests.support.tiny_task:make_task"
 SIZE = 8
 """Height and width of the images."""
+ALL_RANKS = -1
+_LITTER: list[Tensor] = []
+"""What the tiny task remembers of the runs of its process, unless this module forgets."""
 
 
 class TinyExamples:
@@ -64,9 +71,9 @@ class TinyTask:
         images, labels = batch
         if self._noise:
             images = images * (1 + 0.1 * random.random() + 0.1 * np.random.random())  # noqa: NPY002 - the global one is meant
-        loss = functional.binary_cross_entropy_with_logits(model(images).squeeze(1), labels)
+        loss = functional.binary_cross_entropy_with_logits(model(images).squeeze(1), labels) + len(_LITTER)
         time.sleep(self._slow_s)
-        trouble = self._trouble.get(self._step) if _rank() == self._trouble_rank else None
+        trouble = self._trouble.get(self._step) if self._trouble_rank in (_rank(), ALL_RANKS) else None
         self._step += 1
         return _make(trouble, loss) if trouble else loss
 
@@ -100,9 +107,9 @@ def make_task(
         noise: Whether Python's and NumPy's matter too.
         trouble: Step (as a string, for JSON) to what goes wrong there: ``nan``, ``raise``, ``kill``, ``kill:PATH`` (unless this
             file is there, which is made), ``hang``, ``litter``
-            (leaves seeds, defaults and an environment variable behind, and the loss as it is), ``file:PATH`` (makes a file), or
+            (leaves everything behind that `_litter` can think of, and the loss as it is), ``file:PATH`` (makes a file), or
             ``env:NAME`` (raises an error that shows this environment variable).
-        trouble_rank: The rank on which it does.
+        trouble_rank: The rank on which it does, or `ALL_RANKS`.
         slow_s: Seconds added to each step.
         fail: Message of an error raised at once, or ``env:NAME`` as above; empty: none.
     """
@@ -150,10 +157,22 @@ def _reveal(variable: str) -> None:
 
 
 def _litter() -> None:
-    """What a careless task leaves behind in its process."""
+    """What a careless task leaves behind in its process: any of it would change the numbers of a run that found it."""
     os.environ["TINY_TASK_WAS_HERE"] = "1"
+    os.chdir("/")
     torch.set_num_threads(2)
     torch.set_default_dtype(torch.float64)
     torch.use_deterministic_algorithms(mode=True)
+    torch.autograd.set_detect_anomaly(mode=True)
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.mkldnn.enabled = False
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(12345)
+    gc.disable()
+    warnings.simplefilter("error")
+    nn.modules.module.register_module_forward_hook(lambda module, _, output: output * 1.5 if isinstance(module, nn.ReLU) else None)
+    register_optimizer_step_pre_hook(lambda optimizer, *_: [group.update(lr=0.5) for group in optimizer.param_groups] and None)
+    true_loss = functional.binary_cross_entropy_with_logits
+    functional.binary_cross_entropy_with_logits = functools.wraps(true_loss)(lambda *_, **__: torch.zeros(()))
+    nn.Dropout.forward = lambda _, x: x
+    _LITTER.append(torch.ones(1))

@@ -36,6 +36,14 @@ class OfflineRun:
     exit_code: int | None = None
 
 
+def offline_runs(directory: Path) -> dict[str, OfflineRun]:
+    """By run, what a study's mirror holds; each run is there once."""
+    found = [read_offline_run(path) for path in sorted((directory / "wandb").glob("offline-run-*/*.wandb"))]
+    by_name = {run.run.display_name: run for run in found}
+    assert len(by_name) == len(found)
+    return by_name
+
+
 def read_offline_run(path: Path) -> OfflineRun:
     """All whole records of an offline file."""
     found = OfflineRun()

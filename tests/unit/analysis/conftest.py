@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import scipy.stats  # noqa: F401 - now, not within the CPU limit of the first test that compares seeds
 
 from fat_ray.events import Status
 from tests.support.studies import FakeRun, study_spec, write_study

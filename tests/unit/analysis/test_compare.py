@@ -1,15 +1,17 @@
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fat_ray.analysis.compare import RUN_COLUMNS, Comparison, compare
-from fat_ray.errors import RecordError
+from fat_ray.analysis.compare import RUN_COLUMNS, Comparison, Options, compare
+from fat_ray.errors import InputError, RecordError
 from fat_ray.events import Eval, Status
+from fat_ray.records.place import place_of
 from tests.support.studies import FakeRun, small_groups, start_of, study_spec, write_events, write_study
 from tests.unit.analysis.conftest import CHEAP, FULL, GOOD, MATCHED, PRUNED
 
@@ -214,3 +216,130 @@ def test_baselines_take_part_in_the_ranking(tmp_path: Path) -> None:
 def test_no_study_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="holds no study"):
         compare([tmp_path / "nowhere"])
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Full fine-tuning, a setting that is better by 0.02, and one that is worse, with three seeds each."""
+    better = FakeRun("t0000", trial=0, frozen=0.9, params={"freeze.threshold": -0.5, "freeze.every": 2, "fisher.every": 2})
+    worse = FakeRun("t0001", trial=1, frozen=1.0, params={"freeze.threshold": -0.1, "freeze.every": 2, "fisher.every": 8})
+    values = {"none": [0.60, 0.61, 0.62], "t0000": [0.62, 0.63, 0.64], "t0001": [0.40, 0.45, 0.41]}
+    runs = [
+        replace(run, run=f"{name}-s{seed}", seed=seed, f1=value, test_f1=value - 0.1 * (seed + 1))
+        for name, run in (("none", FULL), ("t0000", better), ("t0001", worse))
+        for seed, value in enumerate(values[name])
+    ]
+    spec = study_spec("seeds", steps=8, seeds=[0, 1, 2], freeze={"warmup_steps": 2})
+    return write_study(tmp_path_factory.mktemp("seeds") / "study", runs, spec=spec)
+
+
+def _setting(comparison: Comparison, name: str) -> dict[str, object]:
+    return comparison.settings.row(by_predicate=pl.col("setting") == name, named=True)
+
+
+def test_seeds_are_compared_in_pairs_with_the_baseline(seeds: Path) -> None:
+    comparison = compare([seeds])
+    better, worse, full = (_setting(comparison, name) for name in ("trial 0", "trial 1", "none"))
+    assert (better["n"], better["pairs"], full["pairs"]) == (3, 3, 0)
+    assert better["value_mean"] == pytest.approx(0.63)
+    assert better["difference_mean"] == pytest.approx(0.02)
+    assert worse["difference_mean"] == pytest.approx(-0.19)
+    assert worse["difference_low"] == pytest.approx(-0.21) or worse["difference_low"] > -0.22
+    assert (better["p"], better["p_holm"], better["verdict"]) == (0.25, 0.5, "too few seeds")
+    assert comparison.runs.filter(run="t0001-s1")["difference"].to_list() == [pytest.approx(0.45 - 0.61)]
+
+
+def test_another_metric_and_another_baseline(seeds: Path) -> None:
+    comparison = compare([seeds], Options(metric="test/f1", baseline="trial 0"))
+    full = _setting(comparison, "none")
+    assert full["value_mean"] == pytest.approx(0.61 - 0.2)
+    assert full["difference_mean"] == full["delta_test_mean"] == pytest.approx(-0.02)
+    assert full["flops_ratio_mean"] > 1
+    assert _setting(comparison, "trial 0")["verdict"] == "baseline"
+
+
+def test_costs_are_compared_too_and_less_is_better(seeds: Path) -> None:
+    comparison = compare([seeds], Options(metric="flops"))
+    assert comparison.metric == "f1"
+    trial = _setting(comparison, "trial 0")
+    assert trial["value_mean"] == trial["flops_mean"]
+    assert trial["difference_mean"] < 0
+    assert comparison.measure.direction == "minimize"
+
+
+def test_a_metric_that_no_objective_names_is_better_when_larger_unless_it_is_a_loss(seeds: Path) -> None:
+    assert compare([seeds], Options(metric="test/iou")).direction == "maximize"
+    assert compare([seeds], Options(metric="zero_shot/loss")).direction == "minimize"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"metric": "test/f2"}, r"--metric test/f2: no run has recorded it; there are val/f1, val/iou"),
+        ({"metric": "f1"}, r"--metric f1: must be SPLIT/METRIC, such as test/f1, or one of mean_active"),
+        ({"baseline": "trial 7"}, r"--baseline trial 7: no study has a setting of this name; there are none, trial 0 and trial 1"),
+        ({"where": ["freeze.treshold < 0"]}, r"--where freeze.treshold: there is no such field; did you mean freeze.threshold"),
+        ({"where": ["on_front == true"]}, r"--where on_front: ranks are those among the runs that are left"),
+        ({"sort": "tset_last"}, r"--sort tset_last: there is no such field; did you mean test_last"),
+    ],
+)
+def test_what_does_not_exist_is_named(seeds: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        compare([seeds], Options(**options))
+
+
+def test_conditions_choose_runs_and_the_baseline_is_compared_with_in_any_case(seeds: Path) -> None:
+    comparison = compare([seeds], Options(where=["freeze.threshold < -0.2", "role == search", "seed < 2"]))
+    assert comparison.runs["run"].to_list() == ["t0000-s0", "t0000-s1"]
+    assert comparison.runs["difference"].to_list() == [pytest.approx(0.02)] * 2
+    assert comparison.runs["pareto_rank"].to_list() == [1, 1]  # all of its seeds completed
+    assert compare([seeds], Options(where=["status == failed"])).runs.is_empty()
+
+
+def test_rows_come_in_the_order_that_is_asked_for(seeds: Path) -> None:
+    by_test = compare([seeds], Options(sort="test/f1:desc"))
+    assert by_test.settings["setting"].to_list() == ["trial 0", "none", "trial 1"]
+    assert by_test.runs["test_last"].to_list() == sorted(by_test.runs["test_last"], reverse=True)
+    by_field = compare([seeds], Options(sort="fisher.every"))
+    assert by_field.settings["setting"].to_list()[-1] == "trial 1"
+
+
+def test_single_runs_are_compared_and_keep_their_baseline(seeds: Path) -> None:
+    comparison = compare([seeds / "t0000-s1", seeds / "t0001-s1"])
+    assert sorted(comparison.runs["run"].to_list()) == ["t0000-s1", "t0001-s1"]
+    assert sorted(comparison.runs["delta_val"].to_list()) == [pytest.approx(-0.16), pytest.approx(0.02)]
+    assert not comparison.several_seeds
+
+
+def test_the_baseline_of_the_only_study_that_has_it_serves_all(seeds: Path, tmp_path: Path) -> None:
+    runs = [FakeRun(f"t0000-s{seed}", trial=0, seed=seed, f1=0.7) for seed in range(3)]
+    other = write_study(tmp_path / "other", runs, spec=study_spec("other", steps=8, seeds=[0, 1, 2]))
+    comparison = compare([seeds, other])
+    found = comparison.settings.filter(study="other").row(0, named=True)
+    assert (found["pairs"], found["difference_mean"]) == (3, pytest.approx(0.09))
+    assert "other has no none: its runs are compared with none of seeds, seed by seed." in comparison.notes
+
+
+@pytest.mark.parametrize("table", ["steps", "evals"])
+def test_a_last_part_that_is_missing_is_noticed_by_what_the_end_says(table: str, tmp_path: Path) -> None:
+    study = write_study(tmp_path / "a", [FULL, GOOD, CHEAP], spec=study_spec(steps=20))
+    part = study / "records" / "ends" / "t0000-s0" / "part-00000.parquet"
+    ends = pq.read_table(part)
+    pq.write_table(ends.set_column(ends.schema.get_field_index("final_json"), "final_json", pa.array(['{"val/f1": 0.58}'])), part)
+    assert compare([study]).damage == []
+    rows = pq.read_table(lost := study / "records" / table / "t0000-s0" / "part-00000.parquet")
+    pq.write_table(rows.slice(0, len(rows) - 12), lost)  # the last twelve rows had been a part of their own
+    comparison = compare([study])
+    assert sorted(comparison.runs["run"].to_list()) == ["none-s0", "t0001-s0"]
+    (sentence,) = comparison.damage
+    assert sentence.startswith(f"Left out: t0000-s0. {study}/records/{table}/t0000-s0 ")
+    assert sentence.endswith("that the run's end speaks of: a part is missing.")
+
+
+def test_a_study_elsewhere_is_compared_as_a_local_one(seeds: Path) -> None:
+    place = place_of("fsspec+memory://compare/seeds")
+    for path in seeds.rglob("*.*"):
+        place.write(str(path.relative_to(seeds)), path.read_bytes())
+    comparison = compare(["fsspec+memory://compare/seeds"], Options(margin=0.05))
+    assert comparison.runs.equals(compare([seeds]).runs)
+    assert comparison.settings.equals(compare([f"file://{seeds}"], Options(margin=0.05)).settings)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fat_ray.analysis.replay import values_of
-from fat_ray.cli import app
+from fat_ray.cli.main import app
 from fat_ray.errors import InputError
 from fat_ray.records.manifest import create_study
 from fat_ray.spec.study import StudySpec

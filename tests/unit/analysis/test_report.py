@@ -10,9 +10,10 @@ import pytest
 
 from fat_ray.analysis import theme
 from fat_ray.analysis.compare import compare
-from fat_ray.analysis.report import render_report
+from fat_ray.analysis.report import render_report, write_report
 from fat_ray.errors import InputError, RecordError
 from fat_ray.events import GroupInfo, Status
+from fat_ray.records.place import place_of
 from tests.support.studies import FakeRun, study_spec, write_study
 from tests.unit.analysis.conftest import CHEAP, FULL, GOOD, MATCHED
 
@@ -134,7 +135,12 @@ def test_several_seeds_are_summarised_with_their_deviation(tmp_path: Path) -> No
     study = write_study(tmp_path / "a", runs, spec=study_spec(steps=20, seeds=[0, 1]))
     shown = " ".join(" ".join(_Page(_report(study)).text).split())
     assert "0.590 ± 0.014 (n = 2)" in shown
-    assert "2 seeds per setting: means ± sample standard deviations. No test of significance was made." in shown
+    assert "2 seeds per setting: means ± sample standard deviations." in shown
+    assert "too few seeds to conclude. With n = 2 pairs an exact test cannot give p below 2/2^2 = 0.5" in shown
+    assert "Over seeds: val F1, mean and difference to none by seed, each with its 95 % BCa interval" in shown
+    assert re.search(
+        r"Seed by seed it differs from full fine-tuning by \S+ in val F1 \(95 % interval \S+ to \S+, n = 2; exact paired", shown
+    )
     assert "One seed" not in shown
 
 
@@ -231,3 +237,24 @@ def test_a_single_run_without_search_is_reported(tmp_path: Path) -> None:
     shown = " ".join(" ".join(_Page(_report(study)).text).split())
     assert "the best compromise between val/f1 and mean_active is the single run" in shown
     assert "searched nothing" in shown
+
+
+@pytest.mark.parametrize("table", ["evals", "drift"])
+def test_a_damaged_run_is_left_out_and_named(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str) -> None:
+    torn = study / "records" / table / "t0000-s0" / "part-00000.parquet"  # of the best compromise, whose drift is drawn
+    torn.write_bytes(torn.read_bytes()[:100])
+    monkeypatch.setattr("fat_ray.analysis.report.chart_library", lambda: "")
+    path = write_report(study)
+    shown = " ".join(" ".join(_Page(Path(path).read_text()).text).split())
+    assert path == study / "report.html"
+    assert f"Left out: t0000-s0. {torn} is not a whole Parquet file" in shown
+    assert "is trial 1: validation F1 0.400, where full fine-tuning reached 0.600." in shown
+
+
+def test_a_report_is_written_beside_its_study_on_another_file_system(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = place_of("fsspec+memory://report/study")
+    for path in study.rglob("*.*"):
+        place.write(str(path.relative_to(study)), path.read_bytes())
+    monkeypatch.setattr("fat_ray.analysis.report.chart_library", lambda: "")
+    assert write_report("fsspec+memory://report/study") == "fsspec+memory://report/study/report.html"
+    assert b"full fine-tuning reached 0.600" in place.read("report.html")

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from fat_ray.analysis import series, text
+from fat_ray.analysis import series
 from fat_ray.analysis.compare import Comparison, compare
 from fat_ray.events import GroupInfo
+from fat_ray.view import text
 from tests.support.studies import FakeRun, lite0_groups, small_groups, study_spec, write_study
 from tests.unit.analysis.conftest import GOOD
 

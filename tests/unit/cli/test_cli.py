@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -8,17 +9,21 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from fat_ray import cli
-from fat_ray.cli import app
-from fat_ray.errors import DivergedError, InputError, RunFailedError
+from fat_ray.cli import app as shared
+from fat_ray.cli import launching
+from fat_ray.cli.main import app
+from fat_ray.cli.options import WandbMode
+from fat_ray.errors import DivergedError, InputError, Interrupted, RunFailedError
 from fat_ray.records.manifest import create_study
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.doctor import Check
 from fat_ray.study.launch import StudyOutcome
+from fat_ray.study.ledger import Close
 
-COMMANDS = ["launch", "run", "resume", "export", "compare", "replay", "rerun", "report", "status", "doctor", "schema"]
+COMMANDS = ["launch", "run", "resume", "export", "compare", "compact", "replay", "rerun", "report", "status", "doctor", "schema"]
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -133,7 +138,7 @@ def raising(error: BaseException, study_file: Path, monkeypatch: pytest.MonkeyPa
     def load(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_load", load)
+    monkeypatch.setattr(launching, "_load", load)
     return invoke(*options, "run", study_file)
 
 
@@ -157,7 +162,7 @@ def test_unexpected_error_becomes_one_line_and_a_log(study_file: Path, monkeypat
 def test_no_secret_of_an_error_is_shown_or_logged(
     study_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str]
 ) -> None:
-    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shared.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("MY_API_TOKEN", "planted-0123456789")
     result = raising(ZeroDivisionError("by planted-0123456789"), study_file, monkeypatch, *options)
     shown = result.output + "".join(log.read_text() for log in tmp_path.glob("fat-ray-*.log"))
@@ -175,8 +180,8 @@ def test_debug_shows_the_traceback(study_file: Path, monkeypatch: pytest.MonkeyP
 
 def test_log_of_a_study_lies_in_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "logs").mkdir()
-    monkeypatch.setattr(cli, "_SESSION", cli._Session(directory=tmp_path))
-    log = cli._write_log()
+    monkeypatch.setattr(shared, "SESSION", shared.Session(directory=tmp_path))
+    log = shared._write_log()
     assert log is not None
     assert log.parent == tmp_path / "logs"
 
@@ -189,7 +194,8 @@ def test_a_full_stdout_is_no_defect(command: str, code: int, study: Path, monkey
 
     echo = typer.echo
     monkeypatch.setattr(typer, "echo", lambda text, *, err=False: echo(text, err=True) if err else refuse())
-    monkeypatch.setattr("rich.console.Console.print", refuse)
+    if command == "status":
+        monkeypatch.setattr(Console, "print", refuse)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     result = invoke(command, *([] if command == "schema" else [study]))
     assert (result.exit_code, result.stderr) == (1, f"fat-ray: cannot write to stdout: {os.strerror(code)}\n")
@@ -215,7 +221,7 @@ def test_a_run_that_failed_names_its_logs(study_file: Path, monkeypatch: pytest.
 
 
 def test_options_are_short_for_settings(study_file: Path) -> None:
-    loaded = cli._load(study_file, ["budget.trials=3", "train.steps=7"], **{"budget.trials": 5, "wandb.mode": cli.WandbMode.DISABLED})
+    loaded = launching._load(study_file, ["budget.trials=3", "train.steps=7"], **{"budget.trials": 5, "wandb.mode": WandbMode.DISABLED})
     assert (loaded.spec.budget.trials, loaded.spec.train.steps, loaded.spec.wandb.mode) == (5, 7, "disabled")
 
 
@@ -227,12 +233,16 @@ def test_trials_without_a_search_are_refused(study_file: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_a_search_that_ran_no_trial_ends_with_1(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [(), ("--quiet",)])
+def test_a_search_that_ran_no_trial_ends_with_1(
+    options: tuple[str, ...], study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcome = StudyOutcome(tmp_path, (), None, ("a note",), "the search ran no trial: all 3 suggested settings go wrong")
     monkeypatch.setattr("fat_ray.study.launch.launch", lambda *_, **__: outcome)
-    result = invoke("launch", study_file)
+    result = invoke("launch", study_file, *options)
     assert result.exit_code == 1
-    assert result.stderr == "note: a note\nfat-ray: the search ran no trial: all 3 suggested settings go wrong\n"
+    said = "fat-ray: the search ran no trial: all 3 suggested settings go wrong\n"
+    assert result.stderr == (f"warning: a note\n{said}" if options else said)  # otherwise the console has shown it
 
 
 def test_status_as_json(study: Path) -> None:
@@ -258,11 +268,41 @@ def test_version() -> None:
     assert invoke("--version").stdout.strip().count(".") == 2
 
 
-def test_a_search_cannot_be_resumed_yet(study: Path) -> None:
-    result = invoke("resume", study)
+@pytest.mark.parametrize(("kind", "option"), [("study", ["--workers", "2"]), ("study", ["--ray"]), ("run", ["--address", "host:6379"])])
+def test_options_that_do_not_fit_what_is_resumed_are_refused(study: Path, kind: str, option: list[str]) -> None:
+    manifest = json.loads((study / "study.json").read_text())
+    (study / "study.json").write_text(json.dumps({**manifest, "kind": kind}))
+    result = invoke("resume", study, *option)
     assert result.exit_code == 2
     assert shows_one_message(result)
-    assert "only single runs, made by run, can be resumed yet" in result.stderr
+    assert f"{option[0]} is not for a {'single run' if kind == 'run' else 'study'}" in result.stderr
+
+
+def test_a_complete_study_is_said_to_be_complete(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fat_ray.study.launch.resume", lambda *_, **__: None)
+    result = invoke("resume", study)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "is complete; there is nothing to do" in result.stderr
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_study_that_a_signal_ended_says_how_to_go_on(study: Path, monkeypatch: pytest.MonkeyPatch, number: int, exit_code: int) -> None:
+    outcome = StudyOutcome(study, (), Close.INTERRUPTED, (), "", number)
+    monkeypatch.setattr("fat_ray.study.launch.resume", lambda *_, **__: outcome)
+    result = invoke("resume", study)
+    assert result.exit_code == exit_code
+    assert result.stderr == f"fat-ray: stopped on request; go on with: fat-ray resume {study}\n"
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_interruption_ends_with_its_signal(study: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
+    def resume(*_: object, **__: object) -> None:
+        raise Interrupted(signal.SIGTERM, at_once=at_once)
+
+    monkeypatch.setattr("fat_ray.study.launch.resume", resume)
+    result = invoke("resume", study)
+    assert result.exit_code == 143
+    assert result.stderr == f"fat-ray: stopped; go on with: fat-ray resume {study}\n"
 
 
 def test_export_names_what_is_missing(study: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fat_ray.errors import InputError
 from fat_ray.fisher.groups import Group, build_groups
 from fat_ray.spec.run import GroupSpec
 
@@ -66,3 +67,11 @@ def test_special_layers() -> None:
 def test_small_tensors_are_cut_into_fewer_blocks() -> None:
     groups = build_groups(nn.Sequential(nn.Linear(3, 10)), GroupSpec(blocks=4, min_block=4))
     assert [group.name for group in groups] == ["0[0:5]", "0[5:10]"]
+
+
+def test_parameters_without_a_shape_are_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(5))
+    with pytest.raises(InputError, match=r"1\.weight has no shape before the first forward"):
+        build_groups(model, GroupSpec())
+    model(torch.zeros(1, 3))
+    assert sum(group.elements for group in build_groups(model, GroupSpec())) == 16 + 25

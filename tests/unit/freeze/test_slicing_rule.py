@@ -41,11 +41,12 @@ def test_only_computed_gradients_count_per_position() -> None:
 
 
 def test_depthwise_convolutions_are_slow_and_save_more() -> None:
-    depthwise, plain = nn.Conv2d(256, 256, 3, groups=256), nn.Conv2d(1, 256, 3)
+    depthwise, plain = nn.Conv2d(256, 256, 5, groups=256), nn.Conv2d(1, 256, 5)
     assert most_runs(depthwise, 1000) == most_runs(plain, 1000) > 1  # the same multiplications, and none forms a matrix product
-    wide = nn.Conv2d(2, 128, 3)
+    wide = nn.Conv2d(2, 128, 5)
     assert wide.weight.numel() == plain.weight.numel()
     assert most_runs(wide, 1000) < most_runs(plain, 1000)
+    assert most_runs(nn.Conv2d(256, 256, 3, groups=256), 1000) == 1  # computed as a whole
 
 
 def test_columns_count_as_rows_do_and_a_sliced_layer_as_a_plain_one() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 import fat_ray
 from fat_ray.errors import OutputError
-from fat_ray.records.manifest import create_study, read_manifest
+from fat_ray.records.manifest import create_study
 from fat_ray.records.metrics import AXIS
 from fat_ray.records.parquet import ParquetSink
 from fat_ray.records.wandb import WandbMirror, _Live, run_config, schedule_rows
@@ -152,13 +152,3 @@ def test_steps_that_are_done_again_after_an_interruption_are_shown_once(study: P
     again.flush()
     mirror.advance("t0009-s0")
     assert handle.steps == [0, 1, 2, 3, 4]
-
-
-def test_what_an_interrupted_driver_mirrored_offline_goes(study: Path) -> None:
-    manifest = read_manifest(study)
-    left = study / "wandb" / "wandb" / f"offline-run-20260102_030405-{manifest.name}-{RUN}-{manifest.launch}"
-    other = left.with_name(f"offline-run-20260102_030405-{manifest.name}-t0004-s0-{manifest.launch}")
-    for folder in (left, other):
-        folder.mkdir(parents=True)
-    WandbMirror(study, WandbSpec()).begin_anew(RUN)
-    assert (left.exists(), other.exists()) == (False, True)

@@ -78,3 +78,47 @@ def test_what_an_earlier_driver_spent_counts(tmp_path: Path) -> None:
     again = Driver(spec, tmp_path)
     assert again.start().name == "t0001"
     assert again.ledger.spent == Cost(12.0, 160.0)
+
+
+def test_what_all_seeds_of_a_trial_use_counts_and_none_of_them_starts_after_the_end(tmp_path: Path) -> None:
+    driver = Driver(small_study(seeds=[0, 1, 2], baselines=[], budget={"trials": 3, "worker_s": 14.0}), tmp_path)
+    trial = driver.start()
+    supervisor = Supervisor(driver.ledger, tmp_path, driver.spec.budget)
+    driver.search.on_trial_result(driver.id, {"step": 8, "val/f1": 0.9, "worker_s": 6.0, "position": 0})
+    driver.search.on_trial_result(driver.id, {"seeds_done": 1})
+    driver.search.on_trial_result(driver.id, {"step": 8, "val/f1": 0.8, "worker_s": 7.0, "position": 1})
+    supervisor.on_step_begin(0, [])
+    assert driver.ledger.spent.worker_s == 13.0
+    assert driver.ledger.close is None
+    driver.search.on_trial_result(driver.id, {"seeds_done": 2})
+    driver.search.on_trial_result(driver.id, {"step": 2, "val/f1": 0.1, "worker_s": 1.0, "position": 2})
+    supervisor.on_step_begin(1, [])
+    assert driver.ledger.close is Close.OUT_OF_WORK
+    assert [stop_requested(tmp_path, f"t0000-s{seed}") for seed in (0, 1, 2)] == [Status.STOPPED] * 3
+    for job in trial.jobs[:2]:
+        write_run(job)
+    write_run(trial.jobs[2], Status.STOPPED, steps=2)
+    driver.search.on_trial_complete(driver.id, {})
+    [told] = driver.journal()
+    assert (trial.status, told.state, told.values) == (Status.STOPPED, TrialState.FAIL, None)  # two seeds of three are no result
+    assert driver.suggest()[1] == Searcher.FINISHED
+
+
+def test_the_budget_of_trials_counts_settings_not_seeds(tmp_path: Path) -> None:
+    driver = Driver(small_study(seeds=[0, 1, 2], baselines=[], budget={"trials": 2}), tmp_path)
+    names = []
+    for _ in range(2):
+        trial = driver.start()
+        names.append(trial.name)
+        driver.finish(trial)
+    assert names == ["t0000", "t0001"]
+    assert driver.suggest()[1] == Searcher.FINISHED
+    assert len(driver.journal()) == 2
+
+
+def test_patience_counts_settings_whose_mean_over_the_seeds_brings_nothing(tmp_path: Path) -> None:
+    driver = Driver(small_study(seeds=[0, 1], baselines=[], budget={"trials": 9, "patience_trials": 2}), tmp_path)
+    for f1 in (0.9, 0.5, 0.4):  # the second and the third are beaten by the first
+        driver.finish(driver.start(), final={"f1": f1, "loss": 1.0})
+    assert driver.suggest()[1] == Searcher.FINISHED
+    assert driver.ledger.notes == ["the search ended 6 trials early: for 2 trials its front had not grown (budget.patience_trials)"]

@@ -94,3 +94,30 @@ def test_a_line_that_was_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:
         file.write(b'{"op_code":5,"trial_i')
     assert len(Journal(spec, tmp_path / "cut").trials) == 4
     assert search(spec, tmp_path / "cut", 8) == whole
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_trial_that_was_being_asked_for_is_asked_for_again_with_the_same_result(tmp_path: Path, name: str) -> None:
+    spec = searching(name)
+    whole = search(spec, tmp_path / "whole", 9)
+    search(spec, tmp_path / "cut", 6)
+    path = tmp_path / "cut" / "optuna.journal"
+    before = path.read_bytes()
+    Journal(spec, tmp_path / "cut").ask()
+    lines = path.read_bytes()[len(before) :].splitlines(keepends=True)
+    assert len(lines) >= 4
+    for count in range(1, len(lines)):
+        path.write_bytes(before + b"".join(lines[:count]))
+        assert [len(Journal(spec, tmp_path / "cut").trials), path.read_bytes()] == [6, before]
+    assert search(spec, tmp_path / "cut", 9) == whole
+
+
+def test_opening_a_journal_again_writes_nothing_and_waits_for_no_lock_of_a_killed_driver(tmp_path: Path) -> None:
+    spec = searching("random")
+    search(spec, tmp_path, 3)
+    path = tmp_path / "optuna.journal"
+    before = path.read_bytes()
+    Path(f"{path}.lock").symlink_to(path)
+    assert len(search(spec, tmp_path, 3)) == 3
+    assert path.read_bytes() == before
+    assert len(search(spec, tmp_path, 4)) == 4  # Optuna would wait half a minute for the lock

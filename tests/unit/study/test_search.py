@@ -9,13 +9,16 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from fat_ray.engine.vault import checkpoint_path
 from fat_ray.events import Status
-from fat_ray.records.reader import run_end, run_start
+from fat_ray.records.reader import run_end, run_start, runs
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec, as_json, num_trials
 from fat_ray.study.journal import JOURNAL
 from fat_ray.study.ledger import Close, Ledger, Trial
+from fat_ray.study.schedule import CooperativeScheduler
 from fat_ray.study.search import StudySearch
+from fat_ray.train.stop import stop_requested
 from tests.support.small_studies import small_study, write_run
 
 pytestmark = pytest.mark.timeout(10)  # records are synced to disk, which a busy machine does slowly
@@ -208,11 +211,10 @@ def test_later_seeds_of_a_trial_that_ended_early_are_not_looked_for(tmp_path: Pa
     assert (trial.status, trial.ends) == (Status.PRUNED, {"t0000-s0": Status.PRUNED})
 
 
-def test_a_closed_study_starts_nothing_and_leaves_no_trial_running(tmp_path: Path) -> None:
+def test_a_study_out_of_budget_starts_nothing_and_leaves_no_trial_running(tmp_path: Path) -> None:
     driver = Driver(small_study(baselines=[]), tmp_path)
     trial = driver.start()
-    driver.ledger.close = Close.INTERRUPTED
-    trial.asked_to_stop = Status.STOPPED
+    driver.ledger.close = Close.OUT_OF_FLOPS
     assert driver.suggest()[1] == Searcher.FINISHED
     driver.search.close()
     assert (trial.status, trial.reason) == (Status.STOPPED, "stopped before it began")
@@ -222,6 +224,36 @@ def test_a_closed_study_starts_nothing_and_leaves_no_trial_running(tmp_path: Pat
     end = run_end(tmp_path, "t0000-s0")
     assert end is not None
     assert (end.status, end.reason, end.steps) == (Status.STOPPED, "stopped before it began", 0)
+
+
+@pytest.mark.parametrize(
+    ("failure", "close"),
+    [
+        (None, Close.INTERRUPTED),
+        ("worker 0: the process died or was killed", Close.INTERRUPTED),
+        ("OSError: [Errno 28] No space left on device", Close.OUT_OF_DISK),
+    ],
+)
+def test_what_an_interruption_or_a_full_disk_stops_goes_on_later(tmp_path: Path, failure: str | None, close: Close) -> None:
+    spec = small_study(baselines=["none"], seeds=[0, 1])
+    driver = Driver(spec, tmp_path, concurrency=2)
+    none, first = driver.start(), driver.start()
+    write_run(none.jobs[0], Status.STOPPED, reason="stopped on request after 3 of 8 steps", steps=3)
+    driver.ledger.close = close
+    driver.search.on_trial_complete("id1", {} if failure is None else {"failure": failure})
+    driver.search.close()
+    assert driver.suggest()[1] == Searcher.FINISHED
+    assert [none.status, first.status] == [Status.STOPPED, Status.STOPPED]
+    assert [told.state for told in driver.journal()] == [TrialState.RUNNING]
+    assert runs(tmp_path) == ["none-s0"]  # what had not begun has no record
+
+    after = Driver(spec, tmp_path)
+    assert not after.search.is_complete
+    trials = after.run_all()
+    assert [trial.name for trial in trials] == ["none", "t0000", "t0001", "t0002"]
+    assert trials[1].params == first.params
+    assert [told.state for told in after.journal()] == [TrialState.COMPLETE] * 3
+    assert Driver(spec, tmp_path).search.is_complete
 
 
 def test_with_nothing_to_search_the_base_setting_is_run_once(tmp_path: Path) -> None:
@@ -287,25 +319,128 @@ def test_a_driver_that_was_killed_leaves_no_zombie_and_the_next_one_goes_on(tmp_
     spec = small_study(budget={"trials": 5})
     whole = [trial.params for trial in Driver(spec, tmp_path / "whole").run_all()][1:-1]
 
-    killed = Driver(spec, tmp_path / "cut", concurrency=3)
+    killed = Driver(spec, tmp_path / "cut", concurrency=4)
     killed.finish(killed.start())  # the baseline
     killed.finish(killed.start(), final={"f1": 0.7}, schedule=[(4, 80)], steps=1)
-    unheard, mid_run = killed.start(), killed.start()
+    unheard, mid_run, asked = killed.start(), killed.start(), killed.start()
     for job in unheard.jobs:  # ended, but the driver was killed before it knew
         write_run(job, final={"f1": 0.5}, schedule=[(4, 80)], steps=1)
     write_run(mid_run.jobs[0], None, steps=3)
 
     after = Driver(spec, tmp_path / "cut")
-    assert [trial.last("val/f1") for trial in after.ledger.trials] == [0.7, 0.5, 0.5]
-    assert [told.state for told in after.journal()] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
+    assert [trial.name for trial in after.ledger.trials] == ["none", "t0000", "t0001", "t0002", "t0003"]
+    assert [told.state for told in after.journal()] == [TrialState.COMPLETE, *[TrialState.RUNNING] * 3]
+    assert after.start().params == mid_run.params
+    assert [told.state for told in after.journal()][:3] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
     assert after.journal()[1].values == [0.5, 50.0]
-    assert "the driver of the study ended while it ran" in after.journal()[2].user_attrs["reason"]
+    assert after.suggest()[1] is None  # one at a time
+    after.finish(after.ledger.trials[3])
     trials = after.run_all()
     assert [trial.name for trial in trials] == ["t0003", "t0004", "random_matched"]
+    assert trials[0].params == asked.params
     assert trials[-1].params == killed.ledger.trials[1].params  # the best so far is one of the first driver's
     assert [told.params for told in after.journal()][:3] == whole[:3]
-    assert [trial.name for trial in after.ledger.trials] == ["t0000", "t0001", "t0002", "none", "t0003", "t0004", "random_matched"]
+    assert {told.state for told in after.journal()} == {TrialState.COMPLETE}
     assert Driver(spec, tmp_path / "cut").run_all() == []
+
+
+@pytest.mark.parametrize(
+    ("status", "goes_on", "state"),
+    [
+        (None, True, TrialState.RUNNING),
+        (Status.STOPPED, True, TrialState.RUNNING),
+        (Status.FAILED, True, TrialState.RUNNING),  # perhaps a consequence of the kill
+        (Status.COMPLETED, False, TrialState.COMPLETE),
+        (Status.PRUNED, False, TrialState.PRUNED),
+        (Status.DIVERGED, False, TrialState.FAIL),
+    ],
+)
+def test_what_the_driver_had_not_told_ends_as_its_records_say_or_goes_on(
+    tmp_path: Path, status: Status | None, goes_on: bool, state: TrialState
+) -> None:
+    spec = small_study(baselines=["none"], budget={"trials": 2})
+    killed = Driver(spec, tmp_path, concurrency=2)
+    for trial in (killed.start(), killed.start()):
+        write_run(trial.jobs[0], status, reason="why", steps=3)
+    after = Driver(spec, tmp_path, concurrency=4)
+    assert not after.search.is_complete
+    started = [after.start().name for _ in range(3 if goes_on else 1)]
+    assert started == (["none", "t0000", "t0001"] if goes_on else ["t0001"])
+    assert after.journal()[0].state is state
+
+
+def test_what_was_told_as_failed_stays_so(tmp_path: Path) -> None:
+    spec = small_study(baselines=["none"], budget={"trials": 1})
+    driver = Driver(spec, tmp_path)
+    for _ in range(2):
+        driver.finish(driver.start(), Status.FAILED, reason="KeyError: 'x'")
+    after = Driver(spec, tmp_path)
+    assert after.search.is_complete
+    assert after.suggest()[1] == Searcher.FINISHED
+    assert [(trial.name, trial.status, trial.reason) for trial in after.ledger.trials] == [
+        ("none", Status.FAILED, "KeyError: 'x'"),
+        ("t0000", Status.FAILED, "KeyError: 'x'"),
+    ]
+
+
+def test_a_trial_goes_on_with_the_seed_at_which_it_was(tmp_path: Path) -> None:
+    spec = small_study(objectives=SINGLE, baselines=[], seeds=[0, 1, 2], budget={"trials": 1})
+    killed = Driver(spec, tmp_path)
+    trial = killed.start()
+    write_run(trial.jobs[0], final={"f1": 0.4}, steps=8)
+    write_run(trial.jobs[1], None, final={"f1": 0.9}, steps=4)  # evaluated at step 4, but no checkpoint holds that
+    after = Driver(spec, tmp_path)
+    trial_id, config = after.suggest()
+    again = after.ledger.of(trial_id)
+    assert (config["done"], again.seeds_done, again.number) == (1, 1, 0)
+    assert [job.resume for job in again.jobs] == [True] * 3
+    assert again.evaluations == [{8: {"val/f1": 0.4}}]
+    assert after.journal()[0].intermediate_values == {8: 0.4}  # the first driver was killed before it reported that
+    assert again.spent["t0000-s0"].worker_s == 6.0
+
+
+def test_a_matched_baseline_goes_on_after_its_leader(tmp_path: Path) -> None:
+    spec = small_study(budget={"trials": 2}, baselines=["random_matched"], seeds=[0, 1])
+    killed = Driver(spec, tmp_path)
+    for f1 in (0.4, 0.8):
+        killed.finish(killed.start(), final={"f1": f1}, schedule=[(4, 80)], steps=1)
+    matched = killed.start()
+    write_run(matched.jobs[0], steps=1)
+    write_run(matched.jobs[1], None, steps=1)
+    after = Driver(spec, tmp_path)
+    trial_id, config = after.suggest()
+    again = after.ledger.of(trial_id)
+    assert (config["done"], again.params, again.jobs[1].follow) == (1, matched.params, [(4, 80)])
+    after.id = trial_id
+    write_run(again.jobs[1], steps=1)
+    after.search.on_trial_complete(trial_id, {})
+    assert Driver(spec, tmp_path).search.is_complete
+
+
+def test_a_trial_that_was_asked_to_stop_is_asked_again(tmp_path: Path) -> None:
+    spec = small_study(objectives=SINGLE, baselines=[], budget={"trials": 2}, scheduler={"name": "asha", "grace_steps": 2})
+    killed = Driver(spec, tmp_path)
+    killed.finish(killed.start(), final={"f1": 0.9}, steps=2)
+    trial = killed.start()
+    write_run(trial.jobs[0], None, final={"f1": 0.1}, steps=2)
+    checkpoint_path(tmp_path, "t0001-s0", 2).mkdir(parents=True)
+    after = Driver(spec, tmp_path)
+    CooperativeScheduler(spec.scheduler, spec.train.steps, after.ledger, tmp_path)
+    assert after.start().asked_to_stop is Status.PRUNED
+    assert stop_requested(tmp_path, "t0001-s0") is Status.PRUNED
+
+
+def test_evaluations_after_the_one_that_condemned_a_trial_count_for_nobody(tmp_path: Path) -> None:
+    spec = small_study(objectives=SINGLE, baselines=[], budget={"trials": 2}, scheduler={"name": "asha", "grace_steps": 2})
+    driver = Driver(spec, tmp_path)
+    scheduler = CooperativeScheduler(spec.scheduler, spec.train.steps, driver.ledger, tmp_path)
+    driver.finish(driver.start(), final={"f1": 0.9}, steps=2)
+    trial = driver.start()
+    trial.cuts[0] = 2
+    for step in (2, 4):
+        driver.search.on_trial_result(driver.id, {"step": step, "val/f1": 0.1})
+    assert driver.journal()[1].intermediate_values == {2: 0.1}
+    assert scheduler is not None
 
 
 def test_the_search_ends_when_its_front_no_longer_grows(tmp_path: Path) -> None:

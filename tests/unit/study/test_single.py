@@ -152,8 +152,8 @@ def test_a_run_that_breaks_at_set_up_is_recorded_with_its_reason(tmp_path: Path,
     assert end is not None
     assert (end.status, end.reason, end.steps) == (Status.FAILED, "ValueError: the weights are gone", 0)
     assert (start.groups, start.role, start.environment["world_size"], start.environment["device"]) == ([], "single", 1, "cpu")
-    [shown] = read_status(tmp_path / "one").runs
-    assert (shown.run, shown.state, shown.reason) == ("run-s0", "failed", "ValueError: the weights are gone")
+    [shown] = read_status(tmp_path / "one").trials
+    assert (shown.name, shown.state, shown.reason) == ("run-s0", "failed", "ValueError: the weights are gone")
     assert '"ValueError: the weights are gone"' in as_json(compare([tmp_path / "one"]))
     assert "the weights are gone" in write_report(tmp_path / "one").read_text()
 

@@ -5,7 +5,7 @@ import pytest
 
 from fat_ray.errors import DataError, RunFailedError
 from fat_ray.records.reader import run_end
-from fat_ray.train.failure import MAX_REASON, killed_by, one_line, root_cause, write_log
+from fat_ray.train.failure import MAX_REASON, killed_by, lost_peer, one_line, root_cause, write_log
 from fat_ray.train.local import run_local
 from tests.support.jobs import tiny_job
 
@@ -43,6 +43,12 @@ def test_an_exit_code_is_explained(exit_code: int, text: str) -> None:
 def test_the_cause_is_shown_and_not_its_victims() -> None:
     assert root_cause({0: LOST_PEER, 1: "KeyError: 'lr'"}) == "worker 1: KeyError: 'lr'"
     assert root_cause({0: "ValueError: a", 1: "ValueError: a"}) == "worker 0: ValueError: a"
+
+
+def test_an_error_of_a_collective_is_that_of_a_lost_worker_and_one_of_the_task_is_not() -> None:
+    assert lost_peer(LOST_PEER)
+    assert lost_peer("DistBackendError: NCCL error: remote process exited or there was a network error")
+    assert not lost_peer("ConnectionResetError: [Errno 104] Connection reset by peer")  # of its data, say
 
 
 def test_a_victim_alone_says_that_another_worker_is_to_blame() -> None:

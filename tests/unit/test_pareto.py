@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fat_ray.analysis.pareto import front_ranks
+from fat_ray.rules import front_ranks
 
 
 def test_front_of_two_objectives() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from fat_ray.analysis import text
+from fat_ray.view import text
 
 MINUS = "\N{MINUS SIGN}"
 NBSP = "\N{NO-BREAK SPACE}"
@@ -51,3 +51,25 @@ def test_a_name_that_is_another_ones_ending_stays_whole() -> None:
 def test_listing_and_count() -> None:
     assert [text.listing(words) for words in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
     assert [text.count(number, "run") for number in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"), (-1, "0 s"), (None, text.DASH)]
+)
+def test_durations(seconds: float | None, written: str) -> None:
+    assert text.duration(seconds) == written
+
+
+@pytest.mark.parametrize(("seconds", "written"), [(0.4, "0:00"), (59.6, "1:00"), (185, "3:05"), (7620, "2:07:00")])
+def test_a_clock(seconds: float, written: str) -> None:
+    assert text.clock(seconds) == written
+
+
+def test_a_sparkline_is_a_curve_of_shares_over_all_steps() -> None:
+    falling = [(0, 1.0), (4, 0.75), (8, 0.5), (12, 0.25), (15, 0.01)]
+    assert text.sparkline(falling, 16, 4) == "█▆▄▁"
+    assert text.sparkline(falling, 32, 8) == "█▆▄▁    "
+    assert text.sparkline([(0, 1.0), (1, 0.1), (39, 0.1)], 40, 4) == "▁▁▁▁"
+    assert text.sparkline([(0, 1.0)], 100, 5) == "█    "
+    assert text.sparkline([(0, 0.0), (3, 0.0)], 2, 3) == "▁▁▁"
+    assert text.sparkline([], 10, 3) == "   "

@@ -1,12 +1,13 @@
 """How numbers and names are written for people. Every function takes None for a value that is not known and writes a dash."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 _METRICS = {"f1": "F1", "iou": "IoU"}
+_BARS = "▁▂▃▄▅▆▇█"
 _KINDS = {"none": "full fine-tuning", "random_matched": "random matched", "single": "the single run"}
 
 
@@ -53,6 +54,42 @@ def seconds(value: float | None) -> str:
     if minutes < 100:
         return f"{minutes}\N{NO-BREAK SPACE}min {rest:02d}\N{NO-BREAK SPACE}s"
     return f"{minutes // 60}\N{NO-BREAK SPACE}h {minutes % 60:02d}\N{NO-BREAK SPACE}min"
+
+
+def duration(value: float | None) -> str:
+    """A time to wait for, in whole seconds, minutes or hours: ``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    if value is None:
+        return DASH
+    whole = max(0, round(value))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def clock(value: float) -> str:
+    """A time that runs, as a stop-watch shows it: ``0:42``, ``3:05``, ``2:07:00``."""
+    minutes, seconds = divmod(max(0, round(value)), 60)
+    return f"{minutes}:{seconds:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def sparkline(points: Sequence[tuple[int, float]], steps: int, width: int) -> str:
+    """A curve of shares in few characters, each of which stands for an equal part of the steps; empty where nothing is known yet.
+
+    Args:
+        points: (step, share between 0 and 1), the steps from 0 on and rising; each share holds until the next step.
+        steps: Steps that the whole width stands for.
+        width: Characters.
+    """
+    cells, at, level = [], 0, None
+    reached = points[-1][0] if points else -1
+    for cell in range(width):
+        end = (cell + 1) * steps / width
+        while at < len(points) and points[at][0] < end:
+            level, at = points[at][1], at + 1
+        cells.append(" " if level is None or cell * steps / width > reached else _BARS[min(7, max(0, int(8 * level - 1e-9)))])
+    return "".join(cells)
 
 
 def scalar(value: Any) -> str:
