@@ -107,8 +107,8 @@ def make_task(
         noise: Whether Python's and NumPy's matter too.
         trouble: Step (as a string, for JSON) to what goes wrong there: ``nan``, ``raise``, ``kill``, ``kill:PATH`` (unless this
             file is there, which is made), ``hang``, ``litter``
-            (leaves everything behind that `_litter` can think of, and the loss as it is), ``settings`` (likewise `_change_settings`), ``file:PATH`` (makes a file), or
-            ``env:NAME`` (raises an error that shows this environment variable).
+            (leaves everything behind that `_litter` can think of, and the loss as it is), ``settings`` (likewise `_change_settings`),
+            ``file:PATH`` (makes a file), or ``env:NAME`` (raises an error that shows this environment variable).
         trouble_rank: The rank on which it does, or `ALL_RANKS`.
         slow_s: Seconds added to each step.
         fail: Message of an error raised at once, or ``env:NAME`` as above; empty: none.
