@@ -116,15 +116,16 @@ def measured(ask: Question) -> float:
 def study_rows(folder: Path, size: Size, repeats: int, *, loose: bool) -> Iterator[Row]:
     """The study is written, asked, compacted and asked again."""
     directory = folder / "study"
-    began = time.perf_counter()
-    written = write_study(directory, size)
-    yield {"question": "write", "records": "loose", "wall_s": time.perf_counter() - began, "mib": written / 2**20}
+    if not directory.exists():
+        began = time.perf_counter()
+        written = write_study(directory, size)
+        yield {"question": "write", "records": "loose", "wall_s": time.perf_counter() - began, "mib": written / 2**20}
     if loose:
         yield from compare_rows(directory, 1, "loose")
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     done = compact(directory)
-    mib = done.num_bytes[1] / 2**20
-    yield {"question": "compact", "records": "compacted", "wall_s": time.perf_counter() - began, "mib": mib, "files": done.num_files[1]}
+    took = {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - used}
+    yield {"question": "compact", "records": "compacted", **took, "mib": done.num_bytes[1] / 2**20, "files": done.num_files[1]}
     yield from compare_rows(directory, repeats, "compacted")
 
 
@@ -144,7 +145,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=100, help="drift updates of each run, of 200 groups")
     parser.add_argument("--repeats", type=int, default=5, help="times that each question is asked")
     parser.add_argument("--json-runs", type=int, default=50, help="runs of the study that is also written as JSON lines; 0: none")
-    parser.add_argument("--folder", type=Path, default=None, help="directory for the study, which is kept there; default: a temporary one")
+    parser.add_argument("--folder", type=Path, default=None, help="keeps the study, or takes the one there; default: a temporary one")
     parser.add_argument("--no-loose", action="store_true", help="do not compare before the compaction")
     given = parser.parse_args()
     size = Size(given.runs, updates=given.updates)
