@@ -129,6 +129,15 @@ def study_rows(folder: Path, size: Size, repeats: int, *, loose: bool) -> Iterat
     yield from compare_rows(directory, repeats, "compacted")
 
 
+def told(rows: Iterator[Row]) -> list[Row]:
+    """The rows, each shown on stderr when it is there: the whole takes long."""
+    found = []
+    for row in rows:
+        print(row, file=sys.stderr, flush=True)
+        found.append(row)
+    return found
+
+
 def table(rows: list[Row]) -> str:
     """As Markdown."""
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -150,8 +159,8 @@ def main() -> None:
     given = parser.parse_args()
     size = Size(given.runs, updates=given.updates)
     with tempfile.TemporaryDirectory() as folder:
-        studies = list(study_rows(given.folder or Path(folder), size, given.repeats, loose=not given.no_loose))
-    asked = list(question_rows(Size(given.json_runs, updates=given.updates), given.repeats)) if given.json_runs else []
+        studies = told(study_rows(given.folder or Path(folder), size, given.repeats, loose=not given.no_loose))
+    asked = told(question_rows(Size(given.json_runs, updates=given.updates), given.repeats)) if given.json_runs else []
     print(json.dumps([*studies, *asked], indent=2) if given.json else "\n\n".join(table(rows) for rows in (studies, asked) if rows))
 
 
