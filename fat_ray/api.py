@@ -138,19 +138,21 @@ class Study:
 
         return resume(self.directory, address=address, quiet=quiet)
 
-    def compare(self) -> "Comparison":
+    def compare(self, **options: Any) -> "Comparison":
         """Runs and settings side by side, also while the study runs.
+
+        Args:
+            options: Fields of `analysis.compare.Options`, such as ``metric="test/f1"``, ``baseline="none"``, ``margin=0.005``.
 
         Raises:
             RecordError: The study was not launched yet, or its records cannot be read.
+            InputError: A field, the metric or the baseline does not exist.
         """
-        from fat_ray.analysis.compare import compare
-
-        return compare([self.directory])
+        return compare([self.directory], **options)
 
     def runs(self) -> "pl.DataFrame":
         """One row per run: setting, seed, how it ended, metrics, costs; the best first. Columns: `analysis.compare.RUN_COLUMNS`."""
-        return self.compare().runs
+        return self.compare(statistics=False).runs
 
     def trials(self) -> "pl.DataFrame":
         """One row per trial or baseline: means over its seeds and their deviations, and its rank; the best first."""
@@ -164,7 +166,7 @@ class Study:
 
     def best(self) -> dict[str, Any] | None:
         """The row of `trials` that is the best compromise between the objectives; None while no trial has completed."""
-        return self.compare().best
+        return self.compare(statistics=False).best
 
     def report(self) -> Path:
         """Writes the report and returns where it is."""

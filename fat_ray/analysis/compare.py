@@ -20,6 +20,7 @@ from fat_ray.analysis.read import Study, collect, open_studies, scan, tolerantly
 from fat_ray.analysis.runs import COMPARED_COSTS, RUN_COLUMNS, RUN_KEY, against, check_final, measured, started
 from fat_ray.analysis.seeds import seed_statistics
 from fat_ray.errors import InputError
+from fat_ray.records.catalogue import COMPACTED
 from fat_ray.records.place import Place
 from fat_ray.rules import compromise, front_ranks
 from fat_ray.spec.path import shorten
@@ -55,7 +56,7 @@ MEASURES = (
 
 SETTING_KEY = ["study", "setting"]
 _RANKS = ("pareto_rank", "on_front")
-_SHOWN = 12  # settings in a message
+_SHOWN, _MANY_RUNS = 12, 500  # settings in a message; runs whose files take longer to open than to read
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def compare_studies(studies: list[Study], options: Options | None = None) -> Com
         runs=runs.select(pl.col(name).cast(kind) for name, kind in RUN_COLUMNS.items()),
         settings=settings.drop("order", "is_whole"),
         references=_references(evals, asked.metric),
-        notes=[*_notes(studies, objectives), *notes],
+        notes=[*_notes(studies, objectives), *notes, *_many_files(studies, everything)],
         damage=[sentence for study in studies for sentence in study.damage],
     )
 
@@ -369,6 +370,17 @@ def _notes(studies: Sequence[Study], objectives: Sequence[Objective]) -> list[st
         if differing:
             notes.append(f"{study.key} and {first.key} differ in {' and '.join(differing)}: their values are not directly comparable.")
     return notes
+
+
+def _many_files(studies: Sequence[Study], runs: pl.DataFrame) -> list[str]:
+    """How to read quicker what lies in many small files."""
+    counted = dict(runs["study"].value_counts().iter_rows())
+    large = (study for study in studies if study.place.local and counted.get(study.key, 0) >= _MANY_RUNS)
+    return [
+        f"{counted[study.key]} runs of {study.key} lie in many small files: fat-ray compact {study.directory} makes them quicker to read."
+        for study in large
+        if not study.place.files(f"records/runs/{COMPACTED}")
+    ]
 
 
 def _part(study: Study, part: str) -> Any:

@@ -182,7 +182,7 @@ def summary(found: Check) -> list[str]:
     lines = [
         f"{text.count(len(off), 'run')}: mean active fractions were off by {_points(median(off))} (median), {_points(max(off))} at most.",
         f"{whole} of {len(off)} schedules came out as foretold to their end.",
-        f"What was frozen first came out as foretold in {sum(first)} {of_those}.",
+        *([f"What was frozen first came out as foretold in {sum(first)} {of_those}."] if first else []),
         f"Of the groups frozen at the end in one or the other, {text.percent(alike)} in the median were frozen in both.",
     ]
     if (correlation := _rank_correlation(found.runs)) is not None:

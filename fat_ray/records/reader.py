@@ -63,7 +63,7 @@ def _compacted(directory: str | Path, table: str, run: str) -> tuple[list[Path],
     """The compacted file that holds rows of a run, and how many of its parts."""
     for batch in compacted(place_of(directory), table):
         if run in batch.folded and not batch.problem:
-            return [Path(batch.file.path)], batch.folded[run]
+            return [Path(batch.file.path)] if batch.folded[run] else [], batch.folded[run]
         if run in batch.folded and not (Path(directory) / "records" / table / run / "part-00000.parquet").exists():
             raise RecordError(batch.problem)
     return [], 0

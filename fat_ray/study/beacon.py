@@ -36,7 +36,8 @@ class Beacon:
     def stop(self, state: str | None, detail: str = "") -> None:
         """The last word: how the study ended; None leaves the last sign of life as it is."""
         self._over.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         if state is not None:
             self._say(state, detail)
 

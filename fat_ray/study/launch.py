@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fat_ray.errors import InputError
 from fat_ray.events import Status
+from fat_ray.records.driver import DONE
 from fat_ray.records.manifest import read_manifest, read_study
 from fat_ray.records.redact import scrub
 from fat_ray.spec.study import StudySpec, as_json, num_trials
+from fat_ray.study.beacon import Beacon
 from fat_ray.study.daemons import tied_to_servers
 from fat_ray.study.environment import prepare, resolve_address
 from fat_ray.study.ledger import Close, Ledger
@@ -123,12 +126,16 @@ def resume(
         None when the study was complete already, or a budget of it used up.
 
     Raises:
-        InputError: The data, W&B or the cluster cannot be used, or another process is at work in the directory; nothing was started.
+        InputError: The data, W&B or the cluster cannot be used, another process is at work in the directory, or it holds a single run;
+            nothing was started.
         RecordError: The directory holds no study.
         Interrupted: As for `launch`.
     """
     directory = Path(directory).absolute()
-    spec = read_study(read_manifest(directory))
+    manifest = read_manifest(directory)
+    if manifest.kind == "run":
+        raise InputError(f"{directory} holds a single run, made by fat-ray run: fat-ray resume {directory} goes on with it")
+    spec = read_study(manifest)
     with interruptible(), reopened(spec, directory) as ready:
         for left in (path for path in (directory / "control").iterdir() if path.is_dir()):
             shutil.rmtree(left, ignore_errors=True)  # what Ray Train kept there
@@ -151,6 +158,7 @@ def _run(
         course = Course(spec, directory, ledger)
         if course.is_over(time.monotonic()):
             course.tidy_up(ready.mirror)
+            Beacon(directory, ledger).stop(DONE, str(ledger.close or ""))
             return True
         with (
             watched(spec, directory, ledger, quiet=quiet, on_event=on_event) as watch,

@@ -60,7 +60,10 @@ def _end(trial: Trial, directory: Path, run: str, failure: str | None) -> tuple[
 
 def _end_so_far(trial: Trial, directory: Path, run: str, failure: str | None) -> tuple[RunEnd | None, Status, str]:
     """The same of a run that may go on: how it ended if that is final."""
-    end = run_end(directory, run)
+    try:
+        end = run_end(directory, run)
+    except RecordError as error:
+        return None, Status.STOPPED, failure or str(error)
     if end is None or end.status is Status.FAILED:
         return None, Status.STOPPED, failure or "the study was interrupted"
     return _entered(trial, end, run, failure)

@@ -145,7 +145,8 @@ def test_nothing_leaks(outcome: Outcome) -> None:
 
 
 def test_nothing_is_left_in_control(outcome: Outcome) -> None:
-    assert list((outcome.directory / "control").iterdir()) == []
+    left = [path.name for path in (outcome.directory / "control").iterdir()]
+    assert [name for name in left if not name.endswith(".lock")] == []  # a process that was killed leaves the lock, which nobody holds
 
 
 def test_a_plain_driver_trains_without_tune(ray_session: RaySession, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_study_in_a_bucket_is_read_as_a_local_one(tmp_path: Path, query: str) 
         assert found.runs.equals(expected.runs)
         assert found.settings.equals(expected.settings)
         assert found.studies[0].text == "name: stored\n"
-        assert [run.run for run in read_status(uri).runs] == [run.run for run in runs]
+        assert [trial.name for trial in read_status(uri).trials] == ["none", "t0000"]
 
 
 @pytest.mark.usefixtures("keys")

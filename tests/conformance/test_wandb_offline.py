@@ -269,5 +269,6 @@ def test_the_events_of_the_fixture_reach_over_all_kinds() -> None:
         "Eval",
         "Drift",
         "Freeze",
+        "Notice",
         "RunEnd",
     }

@@ -66,4 +66,5 @@ def test_a_study_survives_nodes_that_leave_and_ends_with_the_numbers_when_too_fe
     assert read_table(out, "steps", "t0000-s0")["loss"].to_pylist() == cold(spec, tmp_path)
     reason = "for 5 s (budget.placement_timeout_s) the cluster was too small: a run needs 2 workers x 1 CPUs = 2 CPUs, the cluster has 1"
     assert f"t0001-s0 failed: {reason}" in log
-    assert f"the study ended early: {reason}" in log
+    if executor == "warm":  # the last stock trial may find out by itself, which leaves nothing to end early
+        assert f"the study ended early: {reason}" in log

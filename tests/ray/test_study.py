@@ -119,7 +119,7 @@ def test_a_study_runs_to_its_end_with_its_baselines_and_leaks_nothing(ray_sessio
     assert run_start(outcome.directory, "random_matched-s0").params == leader.params
 
     assert len(list((outcome.directory / "wandb").glob("offline-run-*"))) == trials + 2
-    assert sorted(path.name for path in (outcome.directory / "control").iterdir()) == ["driver.json", "driver.lock"]
+    assert sorted(path.name for path in (outcome.directory / "control").iterdir()) == ["beacon.json", "driver.json", "driver.lock"]
     assert runs_with_checkpoints(outcome.directory) == sorted(f"{name}-s0" for name in events[-1]["front"])
     check_events_and_status(events, outcome, [name.removesuffix("-s0") for name in names])
     wait_until(lambda: ray_session.usage() == before, 30)

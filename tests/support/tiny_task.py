@@ -107,8 +107,8 @@ def make_task(
         noise: Whether Python's and NumPy's matter too.
         trouble: Step (as a string, for JSON) to what goes wrong there: ``nan``, ``raise``, ``kill``, ``kill:PATH`` (unless this
             file is there, which is made), ``hang``, ``litter``
-            (leaves everything behind that `_litter` can think of, and the loss as it is), ``file:PATH`` (makes a file), or
-            ``env:NAME`` (raises an error that shows this environment variable).
+            (leaves everything behind that `_litter` can think of, and the loss as it is), ``settings`` (likewise `_change_settings`),
+            ``file:PATH`` (makes a file), or ``env:NAME`` (raises an error that shows this environment variable).
         trouble_rank: The rank on which it does, or `ALL_RANKS`.
         slow_s: Seconds added to each step.
         fail: Message of an error raised at once, or ``env:NAME`` as above; empty: none.
@@ -139,6 +139,8 @@ def _make(trouble: str, loss: Tensor) -> Tensor:
             time.sleep(3600)
         case "litter":
             _litter()
+        case "settings":
+            _change_settings()
         case _ if trouble.startswith("env:"):
             _reveal(trouble)
         case _:
@@ -156,8 +158,8 @@ def _reveal(variable: str) -> None:
     raise ValueError(f"{os.environ[variable.removeprefix('env:')]} was refused")
 
 
-def _litter() -> None:
-    """What a careless task leaves behind in its process: any of it would change the numbers of a run that found it."""
+def _change_settings() -> None:
+    """Settings that a careless task leaves behind in its process: any of them would change the numbers of a run that found it."""
     os.environ["TINY_TASK_WAS_HERE"] = "1"
     os.chdir("/")
     torch.set_num_threads(2)
@@ -172,6 +174,11 @@ def _litter() -> None:
     warnings.simplefilter("error")
     nn.modules.module.register_module_forward_hook(lambda module, _, output: output * 1.5 if isinstance(module, nn.ReLU) else None)
     register_optimizer_step_pre_hook(lambda optimizer, *_: [group.update(lr=0.5) for group in optimizer.param_groups] and None)
+
+
+def _litter() -> None:
+    """What else it leaves behind: patched code and objects."""
+    _change_settings()
     true_loss = functional.binary_cross_entropy_with_logits
     functional.binary_cross_entropy_with_logits = functools.wraps(true_loss)(lambda *_, **__: torch.zeros(()))
     nn.Dropout.forward = lambda _, x: x

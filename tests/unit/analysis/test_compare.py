@@ -1,3 +1,4 @@
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from fat_ray.analysis.compare import RUN_COLUMNS, Comparison, Options, compare
 from fat_ray.errors import InputError, RecordError
 from fat_ray.events import Eval, Status
+from fat_ray.records.compact import compact
 from fat_ray.records.place import place_of
 from tests.support.studies import FakeRun, small_groups, start_of, study_spec, write_events, write_study
 from tests.unit.analysis.conftest import CHEAP, FULL, GOOD, MATCHED, PRUNED
@@ -343,3 +345,13 @@ def test_a_study_elsewhere_is_compared_as_a_local_one(seeds: Path) -> None:
     comparison = compare(["fsspec+memory://compare/seeds"], Options(margin=0.05))
     assert comparison.runs.equals(compare([seeds]).runs)
     assert comparison.settings.equals(compare([f"file://{seeds}"], Options(margin=0.05)).settings)
+
+
+def test_many_small_files_are_a_reason_to_compact(seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(seeds, tmp_path / "study")
+    assert compare([tmp_path / "study"]).notes == []
+    monkeypatch.setattr("fat_ray.analysis.compare._MANY_RUNS", 9)
+    (note,) = compare([tmp_path / "study"]).notes
+    assert note == f"9 runs of seeds lie in many small files: fat-ray compact {tmp_path / 'study'} makes them quicker to read."
+    compact(tmp_path / "study")
+    assert compare([tmp_path / "study"]).notes == []

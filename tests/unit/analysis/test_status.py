@@ -48,8 +48,8 @@ def begin(directory: Path, trial: int, seed: int = 0, *, minute: int, steps: int
     return sink
 
 
-def end(sink: ParquetSink, status: Status = Status.COMPLETED, reason: str = "", mean_active: float = 300.0) -> None:
-    sink.emit(RunEnd(status, reason, 10, 65.0, 50.0, 130.0, 3000, 1e7, mean_active, mean_active / 400))
+def end(sink: ParquetSink, status: Status = Status.COMPLETED, reason: str = "", mean_active: float = 300.0, steps: int = 10) -> None:
+    sink.emit(RunEnd(status, reason, steps, 65.0, 50.0, 130.0, 3000, 1e7, mean_active, mean_active / 400))
     sink.flush()
 
 
@@ -84,7 +84,7 @@ def test_study_without_runs(study: Path) -> None:
 def test_trials_are_told_with_all_their_seeds(study: Path) -> None:
     end(begin(study, 1, 0, minute=0, steps=10, f1=[0.9, 0.4]))
     end(begin(study, 1, 1, minute=1, steps=10, f1=[0.7, 0.6]))
-    end(begin(study, 0, minute=2, steps=3), Status.DIVERGED, "the loss became nan\nat step 3")
+    end(begin(study, 0, minute=2, steps=3), Status.DIVERGED, "the loss became nan\nat step 3", steps=3)
     end(begin(study, 2, minute=2, steps=10, f1=[0.3, 0.2]))
     beat(study)
     picture = read_status(study, after(4))

@@ -50,7 +50,7 @@ def test_a_run_that_was_started_again_counts_once(study: Path) -> None:
     assert run_start(study, "t0001-s0").params == {"freeze.threshold": -0.5, "fisher.every": 2, "freeze.every": 4}
     run = next(row for row in as_document(compare([study]))["runs"] if row["run"] == "t0001-s0")
     assert (run["status"], run["steps"]) == ("completed", 4)
-    assert [(state.run, state.step) for state in read_status(study).runs] == [("none-s0", 4), ("t0001-s0", 4)]
+    assert [(trial.name, trial.step) for trial in read_status(study).trials] == [("none", 4), ("t0001", 4)]
 
 
 def test_the_report_is_written(study: Path) -> None:

@@ -128,8 +128,8 @@ def test_what_is_damaged_is_said_beside_the_comparison_of_the_rest(study: Path, 
     for command in (["compare", copy, "--format", "json"], ["status", copy]):
         result = invoke(*command)
         assert result.exit_code == 0
-        assert "t0000-s2" in result.stdout
-        assert str(torn) in result.stdout
+        assert "t0000" in result.stdout
+        assert str(torn) in "".join(result.stdout.split())
     assert f"note: Left out: t0000-s3. {torn} is not a whole Parquet file" in invoke("compare", copy).stderr
 
 

@@ -17,7 +17,7 @@ from fat_ray.records.catalogue import survey
 from fat_ray.records.compact import compact
 from fat_ray.records.parquet import ParquetSink
 from fat_ray.records.place import place_of
-from fat_ray.records.reader import next_part, read_table, run_end, run_start, runs
+from fat_ray.records.reader import next_part, parts, read_table, run_end, run_start, runs
 from fat_ray.records.schema import TABLES
 from tests.support.runs import end, start, step, write_run
 
@@ -72,6 +72,17 @@ def test_start_and_end_come_back_from_a_compacted_file(study: Path) -> None:
     assert run_start(study, DONE[0]) == start(DONE[0])
     assert run_end(study, DONE[0]) == end()
     assert runs(study) == [*DONE, "t0004-s0", "t0005-s0"]
+
+
+def test_a_run_without_rows_in_a_table_has_no_file_there(tmp_path: Path) -> None:
+    write_run(tmp_path, "t0001-s0")
+    sink = ParquetSink(tmp_path, "t0002-s0")
+    for event in (start("t0002-s0"), step(0), end()):
+        sink.emit(event)
+    sink.close()
+    compact(tmp_path)
+    assert [len(parts(tmp_path, "drift", run)) for run in ("t0001-s0", "t0002-s0")] == [1, 0]
+    assert read_table(tmp_path, "drift", "t0002-s0").num_rows == 0
 
 
 def test_again_it_does_nothing(study: Path) -> None:

@@ -1,5 +1,6 @@
 """What happens around a study; that it runs is shown in tests/ray/test_study.py."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,6 +101,7 @@ def test_a_study_goes_on_until_it_is_complete(launched: Path, monkeypatch: pytes
     assert resume(launched, quiet=True) is None
     assert (launched / "optuna.journal").read_bytes() == before
     assert fat_ray.Study.from_directory(launched).resume(quiet=True) is None
+    assert json.loads((launched / "control" / "beacon.json").read_text())["state"] == "done"  # whatever a killed driver said last
 
 
 @pytest.mark.cpu_limit(10)
