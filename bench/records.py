@@ -116,16 +116,26 @@ def measured(ask: Question) -> float:
 def study_rows(folder: Path, size: Size, repeats: int, *, loose: bool) -> Iterator[Row]:
     """The study is written, asked, compacted and asked again."""
     directory = folder / "study"
-    began = time.perf_counter()
-    written = write_study(directory, size)
-    yield {"question": "write", "records": "loose", "wall_s": time.perf_counter() - began, "mib": written / 2**20}
+    if not directory.exists():
+        began = time.perf_counter()
+        written = write_study(directory, size)
+        yield {"question": "write", "records": "loose", "wall_s": time.perf_counter() - began, "mib": written / 2**20}
     if loose:
         yield from compare_rows(directory, 1, "loose")
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     done = compact(directory)
-    mib = done.num_bytes[1] / 2**20
-    yield {"question": "compact", "records": "compacted", "wall_s": time.perf_counter() - began, "mib": mib, "files": done.num_files[1]}
+    took = {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - used}
+    yield {"question": "compact", "records": "compacted", **took, "mib": done.num_bytes[1] / 2**20, "files": done.num_files[1]}
     yield from compare_rows(directory, repeats, "compacted")
+
+
+def told(rows: Iterator[Row]) -> list[Row]:
+    """The rows, each shown on stderr when it is there: the whole takes long."""
+    found = []
+    for row in rows:
+        print(row, file=sys.stderr, flush=True)
+        found.append(row)
+    return found
 
 
 def table(rows: list[Row]) -> str:
@@ -144,13 +154,13 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=100, help="drift updates of each run, of 200 groups")
     parser.add_argument("--repeats", type=int, default=5, help="times that each question is asked")
     parser.add_argument("--json-runs", type=int, default=50, help="runs of the study that is also written as JSON lines; 0: none")
-    parser.add_argument("--folder", type=Path, default=None, help="directory for the study, which is kept there; default: a temporary one")
+    parser.add_argument("--folder", type=Path, default=None, help="keeps the study, or takes the one there; default: a temporary one")
     parser.add_argument("--no-loose", action="store_true", help="do not compare before the compaction")
     given = parser.parse_args()
     size = Size(given.runs, updates=given.updates)
     with tempfile.TemporaryDirectory() as folder:
-        studies = list(study_rows(given.folder or Path(folder), size, given.repeats, loose=not given.no_loose))
-    asked = list(question_rows(Size(given.json_runs, updates=given.updates), given.repeats)) if given.json_runs else []
+        studies = told(study_rows(given.folder or Path(folder), size, given.repeats, loose=not given.no_loose))
+    asked = told(question_rows(Size(given.json_runs, updates=given.updates), given.repeats)) if given.json_runs else []
     print(json.dumps([*studies, *asked], indent=2) if given.json else "\n\n".join(table(rows) for rows in (studies, asked) if rows))
 
 

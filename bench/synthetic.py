@@ -95,8 +95,9 @@ def write_parts(folder: Path, table: str, columns: Columns) -> int:
     """Writes the rows of a run as its flushes would, without waiting for the disk. Returns the bytes."""
     schema, run = TABLES[table], columns["run"]
     length = len(next(value for name, value in columns.items() if name != "run"))
-    arrays = [pa.array(np.full(length, run)) if name == "run" else pa.array(columns[name]) for name in schema.names]
-    rows = pa.Table.from_arrays([array.cast(field.type) for array, field in zip(arrays, schema, strict=True)], schema=schema)
+    given = {**columns, "run": np.full(length, run)}
+    arrays = [pa.array(given[field.name]).cast(field.type) if field.name in given else pa.nulls(length, field.type) for field in schema]
+    rows = pa.Table.from_arrays(arrays, schema=schema)
     (folder / run).mkdir(parents=True)
     parts, written = min(PARTS.get(table, 1), max(length, 1)), 0
     for part in range(parts if length else 0):

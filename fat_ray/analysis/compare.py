@@ -19,6 +19,7 @@ from fat_ray.analysis.query import Condition, Fields, Order, matching, parse_con
 from fat_ray.analysis.read import Study, collect, open_studies, scan, tolerantly
 from fat_ray.analysis.runs import COMPARED_COSTS, RUN_COLUMNS, RUN_KEY, against, check_final, measured, started
 from fat_ray.analysis.seeds import seed_statistics
+from fat_ray.analysis.statistics import prepare
 from fat_ray.errors import InputError
 from fat_ray.records.catalogue import COMPACTED
 from fat_ray.records.place import Place
@@ -196,6 +197,8 @@ def compare_studies(studies: list[Study], options: Options | None = None) -> Com
     """
     options = options or Options()
     asked, objectives = _understood(studies, options), study_objectives(studies[0])
+    if options.statistics and any(len(study.spec["seeds"]) > 1 for study in studies):
+        prepare()
     evals = _evaluations(studies, asked, objectives)
     everything = measured(started(studies, spec_columns(asked.columns)), evals, asked.metric, asked.shown.direction, asked.measure)
     check_final(studies, everything, asked.metric)

@@ -7,6 +7,8 @@ beside it.
 
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
+from threading import Thread
 from typing import Literal
 
 import numpy as np
@@ -26,6 +28,11 @@ FLIPS = 2**EXACT_SEEDS - 1
 
 _SEED = 0
 _AT_ONCE = 2**22  # numbers drawn at a time: 32 MiB
+
+
+def prepare() -> None:
+    """Begins to import scipy.stats, which takes half a second: meanwhile records can be read, for which Python is hardly needed."""
+    Thread(target=import_module, args=("scipy.stats",)).start()
 
 
 def intervals(values: Floats) -> Floats:

@@ -1,5 +1,6 @@
 """A study as one Ray Tune experiment: search, scheduler, trial function and callbacks put together."""
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -76,6 +77,7 @@ def run_trials(course: Course, plan: Plan, watchers: Sequence[Callback], listene
     supervisor = Supervisor(ledger, course.directory, spec.budget, listener.listen)
     logs = course.directory / "logs"
     shutil.rmtree(logs / "tune", ignore_errors=True)  # an earlier driver's
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.concurrency)  # by default one, so that lanes would start one after the other
     with _closing(course, mirror):
         tune.Tuner(
             tune.with_resources(run_trial, trial_resources(spec.run, search.executor)),

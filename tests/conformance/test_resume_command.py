@@ -63,7 +63,7 @@ def test_a_run_saves_on_usr1_stops_on_term_and_goes_on(tmp_path: Path, workers: 
     """Signals to the whole group, as a terminal or a batch system sends them."""
     study, directory = tmp_path / "tiny.yaml", tmp_path / "out" / "tiny-run-s0"
     study.write_text(STUDY.format(task=TINY_TASK, trouble=f'{{"5": "file:{tmp_path / "training"}"}}'))
-    settings = {"train.steps": 400, "train.checkpoint.every": 1000, "task.settings.slow_s": 0.01, "train.evaluate_every": 100}
+    settings = {"train.steps": 120, "train.checkpoint.every": 1000, "task.settings.slow_s": 0.05, "freeze.policy": "none"}
     options = [option for key, value in settings.items() for option in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "fat_ray", "run", study, "--out", tmp_path / "out", "--workers", workers, *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -80,7 +80,7 @@ def test_a_run_saves_on_usr1_stops_on_term_and_goes_on(tmp_path: Path, workers: 
     assert (end.status, step_of(checkpoints(directory, "run-s0")[0])) == (Status.STOPPED, end.steps)
     assert fat_ray("resume", directory, "--quiet").returncode == 0
     assert read_table(directory, "resumptions", "run-s0")["step"].to_pylist() == [end.steps]
-    assert read_table(directory, "steps", "run-s0")["step"].to_pylist() == list(range(400))
+    assert read_table(directory, "steps", "run-s0")["step"].to_pylist() == list(range(120))
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
