@@ -39,5 +39,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "fat_ray needs Python 3.11 or newer: install it, or give PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[weights,dev,lora,huggingface,lightning]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[weights,dev,lora,huggingface,lightning,workspaces]"
 	@touch $@

@@ -13,7 +13,7 @@ from fat_ray.records.compact import compact
 from fat_ray.records.place import place_of
 from tests.support.studies import FakeRun, study_spec, write_study
 
-moto = pytest.importorskip("moto.server", reason="needs moto[server]")
+moto = pytest.importorskip("moto.server", reason="needs moto[s3], flask and flask-cors")
 
 
 @pytest.fixture(scope="module")
