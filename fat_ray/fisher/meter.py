@@ -235,7 +235,8 @@ class DriftMeter:
         self._completed, self._waits = wanted & self._waits, np.zeros_like(wanted)
         waited, self._waiting = self._waiting, {}
         names = set(self._without_factors(self._completed))  # what thawed in between is left for the next pair
-        return [{key: value for key, value in each.items() if key[0] in names} for each in (waited, own)], True
+        # in one order, also where a checkpoint had another: halves are added as they stand
+        return [{key: each[key] for key in own if key[0] in names} for each in (waited, own)], True
 
     def _without_factors(self, chosen: Bools) -> list[str]:
         """Names of the parameters of some groups, if they have no factors."""
