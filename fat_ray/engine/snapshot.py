@@ -45,7 +45,8 @@ def write_rank(folder: Path, trainer: Trainer) -> None:
     arrays, numbers = rng_state(trainer.device)
     own = {**prefixed("rng", arrays), **prefixed(_AVERAGE, trainer.freezer.meter.share())}
     path = folder / _rank_file(world()[0])
-    save_arrays(own, path, {"rng": json.dumps(numbers)})
+    # safetensors writes memory as it stands, and gradients of a model in channels last stand otherwise
+    save_arrays({name: np.asarray(array, order="C") for name, array in own.items()}, path, {"rng": json.dumps(numbers)})
     if world()[0] > 0:  # the first rank's are waited for, all at once, when the checkpoint is sealed
         sync(path)
 

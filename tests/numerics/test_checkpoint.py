@@ -4,8 +4,10 @@ import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 
 from fat_ray.engine import checkpoint
 from fat_ray.engine.export import Exported, export_model
-from fat_ray.engine.snapshot import _plain
+from fat_ray.engine.snapshot import _plain, write_rank
 from fat_ray.engine.vault import MANIFEST, VERSION, checkpoint_path, checkpoints, step_of
 from fat_ray.errors import InputError, OutputError, RecordError
 from fat_ray.events import Status
@@ -197,6 +199,15 @@ def test_tied_weights_are_saved_under_both_names() -> None:
     saved = _plain({"first": weight, "second": weight})
     assert all(torch.equal(value, weight) and value.is_contiguous() for value in saved.values())
     assert saved["first"].data_ptr() != saved["second"].data_ptr()
+
+
+def test_arrays_that_stand_otherwise_in_memory_are_saved_as_they_are(tmp_path: Path) -> None:
+    """Squared gradients of a weight in channels last are no array in C order, and may wait for their other half."""
+    waiting = np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1)
+    meter = SimpleNamespace(share=lambda: {"waiting/weight/squares": waiting})
+    write_rank(tmp_path, SimpleNamespace(device=torch.device("cpu"), freezer=SimpleNamespace(meter=meter)))  # type: ignore[arg-type]
+    with safe_open(tmp_path / "rank-0.safetensors", "np") as file:
+        assert np.array_equal(file.get_tensor("average/waiting/weight/squares"), waiting)
 
 
 def study_of(of: RunJob) -> Path:
