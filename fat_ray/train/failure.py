@@ -51,7 +51,7 @@ def root_cause(reasons: Mapping[int, str]) -> str:
     """
     rank, reason = min(reasons.items(), key=lambda item: (_LOST_PEER.search(item[1]) is not None, item[0]))
     if _LOST_PEER.search(reason):
-        return f"worker {rank} lost another worker of the run, which died or was killed ({reason})"
+        return f"worker {rank} lost another worker of the run, which died, was killed or froze ({reason})"
     return f"worker {rank}: {reason}"
 
 
