@@ -13,6 +13,8 @@ MAX_REASON = 300
 
 DIED = "its process died or was killed (out of memory, a signal, a lost node)"
 
+SILENT = "it gave no sign for longer than train.stall_timeout_s (its process is frozen, or its host is cut off)"
+
 _COLLECTIVE = r"gloo/transport|NCCL.*(remote process|abort)|DistNetworkError"
 _LOST_PEER = re.compile(rf"{_COLLECTIVE}|Connection (closed|reset|refused) by peer|Broken pipe")
 

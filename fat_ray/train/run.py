@@ -24,7 +24,7 @@ from fat_ray.events import RunEnd, Status
 from fat_ray.records.reader import run_end
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.run import TrainSpec
-from fat_ray.train.failure import DIED, lost_peer, one_line, root_cause, write_log
+from fat_ray.train.failure import DIED, SILENT, lost_peer, one_line, root_cause, write_log
 from fat_ray.train.placement import await_place
 from fat_ray.train.resources import Executor, backend, worker_resources
 from fat_ray.train.retry import with_retries
@@ -318,6 +318,8 @@ def _found_no_place(error: BaseException) -> bool:
 
 
 def _worker_reason(failure: Exception) -> str:
+    if _is_silent(failure):
+        return SILENT
     return DIED if _died(failure) else one_line(getattr(failure, "health_check_failure", failure))
 
 
@@ -325,7 +327,12 @@ def _died(failure: Exception) -> bool:
     return isinstance(getattr(failure, "health_check_failure", failure), ray.exceptions.RayActorError)
 
 
+def _is_silent(failure: Exception) -> bool:
+    """Whether it gave no sign for `train.stall_timeout_s`. Ray Train has no public name for this error."""
+    return type(getattr(failure, "health_check_failure", failure)).__name__ == "WorkerHealthCheckTimeoutError"
+
+
 def _lost_worker(error: Exception) -> bool:
     if isinstance(error, ray.train.WorkerGroupError):
-        return any(_died(failure) or lost_peer(one_line(failure)) for failure in error.worker_failures.values())
+        return any(_died(failure) or _is_silent(failure) or lost_peer(one_line(failure)) for failure in error.worker_failures.values())
     return type(_cause(error)).__name__ == "WorkerGroupStartupFailedError"  # it died before it trained
