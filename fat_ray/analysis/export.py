@@ -25,11 +25,12 @@ VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 _POINTS = {"mm": 72 / 25.4, "cm": 72 / 2.54, "in": 72.0, "pt": 1.0}
 _LEAST, _MOST = 40.0, 4000.0  # points, some 14 mm and 1.4 m
-_FONT, _FONT_PT = "Liberation Sans, Arial, Helvetica, sans-serif", 8.0
-_AROUND_PT, _HIGHEST_PT = 62.0, 652.0  # title, legend and axis; 230 mm, what a page has room for
-_SHAPE = 0.72  # height over width where rows do not decide it
-_ENTRY_PT = 96.0  # an entry of a legend
-_LETTER = 0.56  # mean width of a letter, in font sizes
+_FONT = "Roboto, Liberation Sans, Arial, sans-serif"
+_PIXEL = 8 / 12
+"""Points of a page's pixel: texts of 12 pixels have 8 points in print."""
+_AROUND, _HIGHEST = 90, 652 / _PIXEL  # pixels: title, legend and axis; 230 mm, what a page has room for
+_SHAPE = 0.85  # height over width where rows do not decide it
+_ENTRY, _LETTER = 135, 7.2  # pixels: an entry of a legend, a letter of a title
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def draw_figures(
     """
 
     def draw(comparison: Comparison) -> tuple[list[Drawn], list[str]]:
-        room = (form.height or _HIGHEST_PT) - _AROUND_PT
+        room = (form.height / _PIXEL if form.height else _HIGHEST) - _AROUND
         subject = replace(subject_of(comparison, run, insights), room=max(room, _LEAST))
         return [_drawn(figure(name, subject), format_, form) for name in names], comparison.damage
 
@@ -139,37 +140,41 @@ def _drawn(made: Figure, format_: str, form: Form) -> Drawn:
         return Drawn(made.name, b"", made.missing)
     spec, nowhere = paper(made, form), list[str]()  # whatever a specification says, nothing is fetched
     if format_ == "png":
-        return Drawn(made.name, vl_convert.vegalite_to_png(spec, vl_version=VEGA_LITE, ppi=form.dpi, allowed_base_urls=nowhere))
-    if format_ == "pdf":
-        return Drawn(made.name, vl_convert.vegalite_to_pdf(spec, vl_version=VEGA_LITE, allowed_base_urls=nowhere))
-    pixels = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE, allowed_base_urls=nowhere)
-    # A number without a unit is a pixel, 1/96 inch, in an SVG.
-    drawing = re.sub(r'(<svg[^>]*?) width="([\d.]+)" height="([\d.]+)"', r'\1 width="\2pt" height="\3pt"', pixels, count=1)
-    return Drawn(made.name, drawing.encode())
+        png = vl_convert.vegalite_to_png(spec, vl_version=VEGA_LITE, scale=_PIXEL, ppi=form.dpi, allowed_base_urls=nowhere)
+        return Drawn(made.name, png)
+    drawing = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE, allowed_base_urls=nowhere)
+    if format_ == "pdf":  # a number without a unit is a point there
+        return Drawn(made.name, vl_convert.svg_to_pdf(_sized(drawing, spec, "")))
+    return Drawn(made.name, _sized(drawing, spec, "pt").encode())
+
+
+def _sized(drawing: str, spec: dict[str, Any], unit: str) -> str:
+    """An SVG with the size in points at its root; what is drawn in it keeps its own units."""
+    size = f'width="{spec["width"] * _PIXEL:.2f}{unit}" height="{spec["height"] * _PIXEL:.2f}{unit}"'
+    return re.sub(r'width="[\d.]+" height="[\d.]+"', size, drawing, count=1)
 
 
 def paper(made: Figure, form: Form) -> dict[str, Any]:
-    """A figure's specification with size, title and the light theme; a unit of it is a point."""
+    """A figure's specification with size in pixels of the page, title and the light theme."""
     assert made.chart is not None
-    look = theme.theme(theme.LIGHT, size=_FONT_PT, font=_FONT)
+    width = form.width / _PIXEL
+    look = theme.theme(theme.LIGHT, font=_FONT)
     config = look["config"]
     config["background"] = "white"
-    config["axis"] |= {"labelLimit": 0.42 * form.width, "labelPadding": 4, "titlePadding": 6, "gridWidth": 0.5}
-    config["legend"] |= {"columns": max(1, int(form.width // _ENTRY_PT)), "symbolSize": 45, "offset": 22, "rowPadding": 2}
-    config["title"] |= {"offset": 8}
-    lines = textwrap.wrap(made.title, max(12, int(form.width / (_LETTER * (_FONT_PT + 1)))))
-    spec = {
+    config["axis"]["labelLimit"] = 0.42 * width
+    config["legend"]["columns"] = max(1, int(width // _ENTRY))
+    lines = textwrap.wrap(made.title, max(12, int(width / _LETTER)))
+    return {
         **theme.coloured(made.chart, look["colors"]),
         "config": config,
-        "width": form.width,
-        "height": form.height or _height(made, form),
+        "width": width,
+        "height": form.height / _PIXEL if form.height else _height(made, width),
+        "autosize": {"type": "fit", "contains": "padding"},
+        "padding": 4,
+        **({"title": {"text": lines}} if form.title else {}),
     }
-    return {**spec, "autosize": {"type": "fit", "contains": "padding"}, "padding": 3, **({"title": {"text": lines}} if form.title else {})}
 
 
-def _height(made: Figure, form: Form) -> float:
+def _height(made: Figure, width: float) -> float:
     assert made.chart is not None
-    if not made.by_rows:
-        return _SHAPE * form.width
-    scale = 1.0 if made.name == "schedule" else _FONT_PT / 12
-    return float(min(made.chart["height"] * scale + _AROUND_PT, _HIGHEST_PT))
+    return float(min(made.chart["height"] + _AROUND, _HIGHEST)) if made.by_rows else _SHAPE * width

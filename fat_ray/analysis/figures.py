@@ -67,7 +67,7 @@ def _tradeoff(name: str, subject: Subject) -> Figure:
         name,
         f"{metric} against the mean number of active parameters",
         "Completed settings only, mean ± sample standard deviation over seeds. Up and to the left is better; the line is the Pareto"
-        " front of these two axes. Values of runs that ended early are partial and not drawn.",
+        " front of these two axes; N̄ is the mean over the steps. Values of runs that ended early are partial and not drawn.",
         plots.tradeoff(subject.comparison, "mean_active"),
         _NO_SETTING,
     )

@@ -28,7 +28,7 @@ from fat_ray.analysis.words import baseline
 from fat_ray.view import text
 
 _NAMED = 8  # settings of the front beyond which only the best and the baselines are named
-COST_TITLES = {"mean_active": "mean active parameters N\N{COMBINING MACRON}", "worker_s": "worker-seconds (seconds × workers)"}
+COST_TITLES = {"mean_active": "mean active parameters", "worker_s": "worker-seconds (seconds × workers)"}
 """Costs that settings are drawn against, as their axes call them."""
 
 
@@ -198,7 +198,9 @@ def bars(rows: series.Rows, field: str, label: str, title: str) -> Chart | None:
         return None
     order = [row["run"] for row in rows]
     y = alt.Y("run:N", sort=order, axis=alt.Axis(title=None, grid=False))
-    x = alt.X(f"{field}:Q", axis=alt.Axis(title=title, labelExpr=NO_UNIT_AT_ZERO, tickCount=4), scale=alt.Scale(padding=0))
+    room = 1.2 * max(row[field] or 0 for row in rows)  # for the values behind the bars
+    scale = alt.Scale(padding=0, domain=[0, room], nice=False) if room else alt.Scale(padding=0)
+    x = alt.X(f"{field}:Q", axis=alt.Axis(title=title, labelExpr=NO_UNIT_AT_ZERO, tickCount=4), scale=scale)
     base = alt.Chart(data(rows)).encode(y=y, x=x)
     bar = base.mark_bar(height={"band": 0.62}, cornerRadiusEnd=2).encode(color=color(rows), tooltip=["run:N", f"{label}:N"])
     value = base.mark_text(style="name", align="left", dx=6).encode(text=f"{label}:N")

@@ -86,7 +86,7 @@ def landscape(comparison: Comparison) -> Chart | None:
     base = alt.Chart(data(cells)).mark_rect(strokeWidth=0.8)  # strokes close the seams between cells
     base = base.encode(x=x, x2="x2:Q", y=y, y2="y2:Q", fill=color, stroke=alt.Stroke("value:Q", scale=scale, legend=None))
     tooltip = ["trial:N", alt.Tooltip("value:Q", title=metric, format=".4f"), alt.Tooltip("params:N", title="settings")]
-    trials = alt.Chart(data(points)).mark_point(style="trial", filled=True, size=55, opacity=1)
+    trials = alt.Chart(data(points)).mark_point(style="trial", filled=True, size=55 if len(points) <= 100 else 16, opacity=1)
     return finish(
         alt.layer(base, trials.encode(x=alt.X("x:Q"), y=alt.Y("y:Q"), fill=alt.Fill("value:Q", scale=scale, legend=None), tooltip=tooltip)),
         f"Validation {metric} over threshold and freeze window.",

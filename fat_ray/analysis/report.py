@@ -137,7 +137,7 @@ def _charts(drawn: dict[str, Figure]) -> dict[str, Chart]:
 def _search_said(subject: Subject) -> list[str]:
     """The size of the front, in words."""
     objectives = [objective.metric for objective in subject.comparison.objectives]
-    return sentences([subject.insight], objectives) if subject.insight and subject.insight.hypervolume is not None else []
+    return sentences([subject.insight], objectives)[:1] if subject.insight and subject.insight.hypervolume is not None else []
 
 
 def _reruns(comparison: Comparison) -> list[tuple[str, str, str]]:

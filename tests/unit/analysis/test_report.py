@@ -20,7 +20,11 @@ from tests.unit.analysis.conftest import CHEAP, FULL, GOOD, MATCHED
 pytestmark = pytest.mark.timeout(20)  # altair validates every chart against its schema
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{7*191}}"
-CHARTS = {"tradeoff", "validation", "active", "cost-time", "cost-flops", "schedule", "drift"}
+CHARTS = {
+    *("tradeoff", "tradeoff-time", "zero-shot", "validation", "active", "step-time", "schedule", "drift", "score", "parallel"),
+    *("cost-time", "cost-flops"),
+}
+"""Those that one seed per setting and two completed trials can fill."""
 
 
 class _Page(HTMLParser):
@@ -148,7 +152,7 @@ def test_a_study_that_has_only_begun_is_reported(tmp_path: Path) -> None:
     begun = write_study(tmp_path / "a", [replace(GOOD, status=None, steps=3)], spec=study_spec(steps=20))
     page = _Page(_report(begun))
     assert "No trial has completed" in " ".join(page.text)
-    assert set(page.data["charts"]) == {"validation", "active", "cost-time", "cost-flops"}
+    assert set(page.data["charts"]) == {"validation", "active", "step-time", "cost-time", "cost-flops"}
 
 
 def test_a_study_without_any_record_is_reported(tmp_path: Path) -> None:
@@ -158,7 +162,7 @@ def test_a_study_without_any_record_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_run_of_ones_choice_is_drawn_and_an_unknown_one_refused(study: Path) -> None:
-    assert "Freeze schedule of t0001-s0" in _report(study, run="t0001-s0")
+    assert "When each group froze in t0001-s0" in _report(study, run="t0001-s0")
     with pytest.raises(InputError, match=r"run = 't9-s0': the study has no such run; it has .*t0001-s0"):
         _report(study, run="t9-s0")
 
@@ -188,7 +192,8 @@ def test_colours_are_named_by_roles_that_both_themes_have(study: Path) -> None:
                 collect(inner)
 
     collect(data["charts"])
-    shapes = {"circle", "diamond", "triangle-up"}
+    shapes = {"circle", "diamond", "triangle-up", "cross"}
+    roles = [role for role in roles if isinstance(role, str)]  # a dash pattern is no colour
     for name in ("light", "dark"):
         assert set(roles) - shapes <= set(data["themes"][name]["colors"])
     assert {"best", "full", "active", "layer1"} <= set(roles)
@@ -198,10 +203,10 @@ def test_a_constant_prediction_far_below_does_not_flatten_the_points(tmp_path: P
     spec = study_spec(steps=20, freeze={"warmup_steps": 4})
     for constant, far in ((0.03, True), (0.38, False)):
         study = write_study(tmp_path / str(constant), [FULL, MATCHED, replace(GOOD, f1=0.55)], spec=spec, constant_f1=constant)
-        notes = [row for row in _values(_Page(_report(study)).data["charts"]["tradeoff"]) if "note" in row]
+        notes = [row for row in _values(_Page(_report(study)).data["charts"]["tradeoff"]) if "constant" in row.get("note", "")]
         assert notes
         assert ("far below this axis" in notes[0]["note"]) == far
-        assert (notes[0]["value"] == pytest.approx(constant)) == (not far)
+        assert (notes[0]["level"] == pytest.approx(constant)) == (not far)
 
 
 @pytest.mark.parametrize(
@@ -214,9 +219,11 @@ def test_contrast_is_accessible(palette: theme.Palette, pages: tuple[str, ...]) 
         assert page in css
         for role in ("ink", "soft"):
             assert _contrast(colours[role], page) >= 4.5, role
-        for role in set(colours) - {"ink", "soft", "rule", "frozen"}:
-            assert _contrast(colours[role], page) >= 3.0, role
+        for role in set(colours) - {"ink", "soft", "rule", "frozen", "unknown"}:
+            assert role.startswith("band") or _contrast(colours[role], page) >= 3.0, role
     assert _contrast(palette.active, palette.frozen) >= 3.0
+    steps = [_contrast(colours[f"band{number}"], pages[0]) for number in range(1, 8)]
+    assert steps == sorted(steps)
 
 
 def _contrast(one: str, other: str) -> float:
