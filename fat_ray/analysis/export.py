@@ -132,7 +132,7 @@ def write_figure(path: Path, drawn: Drawn) -> None:
     try:
         write_atomic(path, drawn.content)
     except (OSError, RecordError) as error:
-        raise OutputError(f"--out {path}: {error}") from error
+        raise OutputError(f"--out: {error}") from error
 
 
 def _drawn(made: Figure, format_: str, form: Form) -> Drawn:

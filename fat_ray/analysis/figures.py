@@ -186,8 +186,8 @@ def _schedule(name: str, subject: Subject) -> Figure:
     )
     if plan and plan.is_merged:
         caption += f" Of its {plan.groups} groups, neighbours in a layer that froze at the same step share a cell."
-    if plan and len(plan.labels) < len({bar["y0"] for bar in plan.bars}) and plan.is_merged:
-        caption += " Only layers with room for their name carry one."
+    if plan and plan.hidden_names:
+        caption += f" {text.count(plan.hidden_names, 'layer')} have no room for their names."
     if plan and plan.thaws:
         caption += " Groups thawed in this run; the records say how many, not which, until all were active."
     return Figure(
@@ -279,8 +279,8 @@ FIGURES: dict[str, Callable[[str, Subject], Figure]] = {
     "drift": _drift,
     "score": _score,
     "importance": _importance,
-    "parallel": _parallel,
     "landscape": _landscape,
+    "parallel": _parallel,
     "cost-time": _cost(
         "train_s", "train_text", "training seconds", "What training took", "Wall-clock seconds in optimizer steps, evaluation not included."
     ),

@@ -68,11 +68,11 @@ def present(rows: series.Rows) -> list[str]:
     return [kind for kind in series.KINDS if any(row["kind"] == kind for row in rows)]
 
 
-def color(rows: series.Rows, *, legend: bool = True) -> Any:
+def color(rows: series.Rows) -> Any:
     """The colour of a run's class."""
     shown = present(rows)
     scale = alt.Scale(domain=shown, range=[ROLES[kind] for kind in shown])
-    return alt.Color("kind:N", scale=scale, legend=alt.Legend() if legend else None)
+    return alt.Color("kind:N", scale=scale, legend=alt.Legend())
 
 
 def shape(rows: series.Rows) -> Any:

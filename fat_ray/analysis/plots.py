@@ -162,7 +162,7 @@ def validation(comparison: Comparison) -> Chart | None:
     if len({row["run"] for row in rows}) > series.CROWD:
         return finish(alt.layer(*levels, lines), f"Validation {metric} over optimizer steps, one line per run.")
     points = alt.Chart(data(rows)).mark_point(filled=True, size=22, opacity=1)
-    points = points.encode(x=steps_axis(), y="value:Q", color=color(rows, legend=False))
+    points = points.encode(x=steps_axis(), y="value:Q", color=color(rows))
     return finish(alt.layer(*levels, lines, points), f"Validation {metric} over optimizer steps, one line per run.")
 
 

@@ -79,16 +79,16 @@ def landscape(comparison: Comparison) -> Chart | None:
     metric = text.metric_name(comparison.metric)
     values = [point["value"] for point in points]
     scale = alt.Scale(type="quantize", domain=[min(values), max(values)], range=_BANDS, nice=False)
-    color = alt.Fill("value:Q", scale=scale, legend=alt.Legend(format=".3f", gradientLength=240, gradientThickness=10, titleLimit=0))
-    color = color.title(f"validation {metric}")
+    legend = alt.Legend(title=f"validation {metric}", format=".3f", titleLimit=0)
+    fill, stroke = (channel("value:Q", scale=scale, legend=legend) for channel in (alt.Fill, alt.Stroke))
     x = alt.X("x:Q", axis=alt.Axis(title="threshold λ (freeze.threshold)", grid=False), scale=alt.Scale(zero=False, nice=False, padding=12))
     y = y_axis("y", "freeze window n (freeze.every), steps", zero=False, nice=False, padding=12)
     base = alt.Chart(data(cells)).mark_rect(strokeWidth=0.8)  # strokes close the seams between cells
-    base = base.encode(x=x, x2="x2:Q", y=y, y2="y2:Q", fill=color, stroke=alt.Stroke("value:Q", scale=scale, legend=None))
+    base = base.encode(x=x, x2="x2:Q", y=y, y2="y2:Q", fill=fill, stroke=stroke)
     tooltip = ["trial:N", alt.Tooltip("value:Q", title=metric, format=".4f"), alt.Tooltip("params:N", title="settings")]
     trials = alt.Chart(data(points)).mark_point(style="trial", filled=True, size=55 if len(points) <= 100 else 16, opacity=1)
     return finish(
-        alt.layer(base, trials.encode(x=alt.X("x:Q"), y=alt.Y("y:Q"), fill=alt.Fill("value:Q", scale=scale, legend=None), tooltip=tooltip)),
+        alt.layer(base, trials.encode(x=alt.X("x:Q"), y=alt.Y("y:Q"), fill=fill, tooltip=tooltip)),
         f"Validation {metric} over threshold and freeze window.",
         360,
     )

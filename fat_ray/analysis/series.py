@@ -42,6 +42,8 @@ class Schedule:
         events: Steps at which something froze, with how much.
         steps: Steps of the run so far.
         groups: How many groups it has.
+        is_merged: Whether a cell may stand for several of them.
+        hidden_names: Layers without room for their names.
     """
 
     run: str
@@ -51,11 +53,8 @@ class Schedule:
     events: Rows
     steps: int
     groups: int
-
-    @property
-    def is_merged(self) -> bool:
-        """Whether a cell may stand for several groups."""
-        return self.groups > CELLS
+    is_merged: bool
+    hidden_names: int
 
     @property
     def thaws(self) -> bool:
@@ -266,16 +265,16 @@ def schedule(comparison: Comparison, run: str, room: float = MAX_HEIGHT_PX) -> S
     spans = [_spans(frozen_at or [], thaws, row["steps"]) for frozen_at in groups["frozen_at"].to_list()]
     found = [(group, own) for group, own in zip(groups.iter_rows(named=True), spans, strict=True)]
     bands = [(layer, list(part)) for layer, part in groupby(found, key=lambda pair: pair[0]["layer"])]
-    scale = min(1.0, room / sum(_band_px(len(part)) for _, part in bands))
+    merge, scale = groups.height > CELLS, min(1.0, room / sum(_band_px(len(part)) for _, part in bands))
     bars, labels, top, labelled = Rows(), dict[int, str](), 0.0, -_LABEL_PX
     for layer, part in bands:
         height = _band_px(len(part)) * scale
-        bars += _band_bars(part, top, height - _GAP_PX * scale, merge=groups.height > CELLS)
+        bars += _band_bars(part, top, height - _GAP_PX * scale, merge=merge)
         if top + height / 2 - labelled >= _LABEL_PX:
             labelled = top + height / 2
             labels[round(labelled)] = layer
         top += height
-    return Schedule(run, bars, labels, round(top), changes, row["steps"], groups.height)
+    return Schedule(run, bars, labels, round(top), changes, row["steps"], groups.height, merge, len(bands) - len(labels))
 
 
 Spans = tuple[tuple[int, int, str], ...]
