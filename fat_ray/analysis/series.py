@@ -64,8 +64,8 @@ class Schedule:
 
 def kinds(comparison: Comparison) -> dict[str, str]:
     """The class of each run, by its id."""
-    best = comparison.best
-    return {row["run"]: _kind(row, best["setting"] if best else "") for row in comparison.runs.iter_rows(named=True)}
+    best = _best(comparison)
+    return {row["run"]: _kind(row, best) for row in comparison.runs.iter_rows(named=True)}
 
 
 def _kind(row: dict[str, Any], best: str) -> str:
@@ -85,12 +85,12 @@ def describe_params(params_json: str) -> str:
 
 def tradeoff(comparison: Comparison, cost: str = "mean_active") -> Rows:
     """Each completed setting with its metric against a cost, a column of runs; `front` marks the front of these two axes."""
-    mean = f"{cost}_mean"
+    mean, best = f"{cost}_mean", _best(comparison)
     done = comparison.settings.filter(pl.col("pareto_rank").is_not_null()).drop_nulls(["val_last_mean", mean])
     ranks = front_ranks(done.select("val_last_mean", mean).to_numpy(), [comparison.direction, "minimize"])
     return [
         {
-            **_setting(comparison, row),
+            **_setting(row, best),
             "cost": row[mean],
             "value": row["val_last_mean"],
             "low": row["val_last_mean"] - (row["val_last_sd"] or 0.0),
@@ -104,18 +104,23 @@ def tradeoff(comparison: Comparison, cost: str = "mean_active") -> Rows:
 
 def zero_shot(comparison: Comparison) -> Rows:
     """Each completed setting with its metric on data from elsewhere against that on the test split."""
+    best = _best(comparison)
     done = comparison.settings.filter(pl.col("pareto_rank").is_not_null()).drop_nulls(["test_last_mean", "zero_shot_last_mean"])
     return [
-        {**_setting(comparison, row), "test": row["test_last_mean"], "elsewhere": row["zero_shot_last_mean"]}
+        {**_setting(row, best), "test": row["test_last_mean"], "elsewhere": row["zero_shot_last_mean"]}
         for row in done.iter_rows(named=True)
     ]
 
 
-def _setting(comparison: Comparison, row: dict[str, Any]) -> dict[str, Any]:
+def _best(comparison: Comparison) -> str:
     best = comparison.best
+    return str(best["setting"]) if best else ""
+
+
+def _setting(row: dict[str, Any], best: str) -> dict[str, Any]:
     return {
         "setting": text.setting_name(row["setting"]),
-        "kind": _kind({**row, "partial": False}, best["setting"] if best else ""),
+        "kind": _kind({**row, "partial": False}, best),
         "params": describe_params(row["params_json"]),
         "seeds": row["completed"],
     }
@@ -123,9 +128,9 @@ def _setting(comparison: Comparison, row: dict[str, Any]) -> dict[str, Any]:
 
 def seed_means(comparison: Comparison) -> tuple[Rows, Rows]:
     """The means of the settings with their intervals, and the values of the seeds behind them."""
-    shown = _shown_settings(comparison, "n")
+    shown, best = _shown_settings(comparison, "n"), _best(comparison)
     means = [
-        {**_setting(comparison, row), "mean": row["value_mean"], "low": row["value_low"], "high": row["value_high"], "n": row["n"]}
+        {**_setting(row, best), "mean": row["value_mean"], "low": row["value_low"], "high": row["value_high"], "n": row["n"]}
         for row in shown.iter_rows(named=True)
     ]
     runs = comparison.runs.drop_nulls("value").join(shown.select("setting"), on="setting", how="semi")
@@ -135,9 +140,10 @@ def seed_means(comparison: Comparison) -> tuple[Rows, Rows]:
 
 def seed_differences(comparison: Comparison) -> Rows:
     """The mean differences to the baseline, seed by seed, with their intervals and what is concluded from them."""
+    best = _best(comparison)
     return [
         {
-            **_setting(comparison, row),
+            **_setting(row, best),
             **{part: row[f"difference_{part}"] for part in ("mean", "low", "high")},
             **{name: row[name] for name in ("pairs", "p_holm", "verdict")},
         }
