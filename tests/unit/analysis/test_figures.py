@@ -1,5 +1,6 @@
 """Every figure is drawn from the numbers of the comparison, or says why it is not."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,13 @@ def test_every_figure_has_its_words_and_a_place_in_the_report(study: Path) -> No
         assert one.title, one.name
         assert one.caption.endswith("."), one.name
         assert one.chart is not None or one.missing.endswith("."), one.name
+
+
+def test_the_documentation_lists_every_figure() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "report.md").read_text()
+    table = text.partition("| name |")[2].partition("\n\n")[0]
+    first = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`([a-z-]+)`", " ".join(first))) == sorted(FIGURES)
 
 
 def test_axes_have_titles_and_points_have_tooltips(tmp_path: Path) -> None:
