@@ -255,11 +255,12 @@ def _parallel(name: str, subject: Subject) -> Figure:
 
 
 def _landscape(name: str, subject: Subject) -> Figure:
-    metric = text.metric_name(subject.comparison.metric)
+    metric, trials = text.metric_name(subject.comparison.metric), len(search_space.trials(subject.comparison))
+    width = text.percent(search_space.window_share(trials)) if trials else ""
     return Figure(
         name,
         f"Where {metric} is high: threshold and freeze window",
-        "Points are completed trials. Each band is a mean of the trials near by, weighted by a Gaussian window of a tenth of each axis;"
+        f"Points are completed trials. Each band is a mean of the trials near by, weighted by a Gaussian window of {width} of each axis;"
         " places without a trial within two widths are blank. Other settings differ between the trials too.",
         plots_search.landscape(subject.comparison),
         search_space.why_no_map(subject.comparison),

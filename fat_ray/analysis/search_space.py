@@ -14,8 +14,6 @@ from fat_ray.analysis.series import Rows, describe_params
 from fat_ray.view import text
 
 THRESHOLD, WINDOW = "freeze.threshold", "freeze.every"
-NEAR = 0.1
-"""Width of the Gaussian window of the map, as a share of each axis; a place with no trial within two widths stays blank."""
 _COLUMNS, _ROWS, BANDS = 60, 40, 7
 
 Params = dict[str, Any]
@@ -104,12 +102,17 @@ def _placed(comparison: Comparison) -> list[tuple[dict[str, Any], Params]]:
     ]
 
 
+def window_share(trials: int) -> float:
+    """Width of the map's Gaussian window as a share of each axis: Scott's rule (1992) for points spread evenly over two axes."""
+    return float(trials ** (-1 / 6) / math.sqrt(12))
+
+
 def landscape(comparison: Comparison) -> tuple[Rows, Rows]:
     """The shown metric over threshold and window.
 
     Returns:
-        Cells: x, x2, y, y2 and the mean of the trials near by, weighted by a Gaussian window (Nadaraya and Watson, 1964); neighbours in a
-        row that fall into the same of `BANDS` bands are one cell. And the trials themselves.
+        Cells: x, x2, y, y2 and the mean of the trials near by, weighted by a Gaussian window (Nadaraya and Watson, 1964), where a trial
+        lies within two widths; neighbours in a row that fall into the same of `BANDS` bands are one cell. And the trials themselves.
     """
     placed = _placed(comparison)
     points = [
@@ -127,7 +130,7 @@ def landscape(comparison: Comparison) -> tuple[Rows, Rows]:
     low, span = at.min(axis=0), np.ptp(at, axis=0)
     edges_x, edges_y = np.linspace(0, 1, _COLUMNS + 1), np.linspace(0, 1, _ROWS + 1)
     grid = np.stack(np.meshgrid((edges_x[1:] + edges_x[:-1]) / 2, (edges_y[1:] + edges_y[:-1]) / 2), axis=-1)
-    distance = (((grid[:, :, None, :] - (at - low) / span) / NEAR) ** 2).sum(-1)
+    distance = (((grid[:, :, None, :] - (at - low) / span) / window_share(len(points))) ** 2).sum(-1)
     weights = np.exp(-distance / 2)
     means = np.where(distance.min(-1) <= 4, (weights * values).sum(-1) / np.maximum(weights.sum(-1), 1e-9), np.nan)
     return _cells(means, low[0] + edges_x * span[0], low[1] + edges_y * span[1], values), points

@@ -251,8 +251,16 @@ def test_the_map_shows_what_the_trials_near_by_reached(tmp_path: Path) -> None:
     corner = next(point for point in points if point["value"] == high)
     at = next(cell for cell in cells if cell["x"] <= corner["x"] <= cell["x2"] and cell["y"] <= corner["y"] <= cell["y2"])
     assert at["value"] > (low + high) / 2
+    assert "Gaussian window of 19\N{NO-BREAK SPACE}% of each axis" in figure("landscape", Subject(comparison, None)).caption
+
+
+def test_the_map_is_blank_where_no_trial_is_near(tmp_path: Path) -> None:
+    places = [(-1.0, 8), (-1.0, 10), (-0.9, 8), (0.0, 24)]
+    found = [replace(_trial(n), params={"freeze.threshold": x, "freeze.every": y}) for n, (x, y) in enumerate(places)]
+    cells, _ = search_space.landscape(compare([write_study(tmp_path / "a", found, spec=study_spec(steps=6))]))
+    assert not [cell for cell in cells if cell["x2"] > -0.2 and cell["y"] < 12]
     area = sum((cell["x2"] - cell["x"]) * (cell["y2"] - cell["y"]) for cell in cells)
-    assert 0.3 < area / (1.1 * 8) < 1  # blank where no trial is near
+    assert 0.2 < area / 16 < 0.6
 
 
 def test_incomplete_trials_are_on_no_axis(tmp_path: Path) -> None:
