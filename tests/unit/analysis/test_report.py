@@ -3,9 +3,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fat_ray.analysis import theme
@@ -265,3 +267,43 @@ def test_a_report_is_written_beside_its_study_on_another_file_system(study: Path
     monkeypatch.setattr("fat_ray.analysis.report.chart_library", lambda: "")
     assert write_report("fsspec+memory://report/study") == "fsspec+memory://report/study/report.html"
     assert b"full fine-tuning reached 0.600" in place.read("report.html")
+
+
+_BLINDNESS = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+"""What linear RGB looks like (Machado, Oliveira and Fernandes, 2009)."""
+_TOLD_APART = (
+    ("best", "other", "full", "matched", "incomplete"),
+    tuple(f"layer{number}" for number in range(1, 8)),
+    ("active", "frozen", "unknown"),
+    ("ramp1", "ramp2", "ramp3"),
+)
+
+
+@pytest.mark.parametrize("palette", [theme.LIGHT, theme.DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("kind", _BLINDNESS)
+def test_colours_stay_apart_for_the_colour_blind(palette: theme.Palette, kind: str) -> None:
+    seen = {role: _lab(np.array(_BLINDNESS[kind]) @ _linear(colour)) for role, colour in asdict(palette).items()}
+    near = [
+        (one, other)
+        for group in _TOLD_APART
+        for one, other in combinations(group, 2)
+        if np.linalg.norm(seen[one] - seen[other]) < 11  # CIE 1976; 2.3 is just noticeable
+    ]
+    assert near == []
+
+
+def _linear(colour: str) -> Any:
+    parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+def _lab(rgb: Any) -> Any:
+    """Linear RGB in CIELAB, with the white of sRGB."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ np.clip(rgb, 0, 1) / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
