@@ -30,7 +30,7 @@ _PIXEL = 8 / 12
 """Points of a page's pixel: texts of 12 pixels have 8 points in print."""
 _AROUND, _HIGHEST = 90, 652 / _PIXEL  # pixels: title, legend and axis; 230 mm, what a page has room for
 _SHAPE = 0.85  # height over width where rows do not decide it
-_ENTRY, _LETTER = 135, 7.2  # pixels: an entry of a legend, a letter of a title
+_ENTRY, _LETTER = 118, 7.2  # pixels: an entry of a legend, a letter of a title
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def paper(made: Figure, form: Form) -> dict[str, Any]:
         "width": width,
         "height": form.height / _PIXEL if form.height else _height(made, width),
         "autosize": {"type": "fit", "contains": "padding"},
-        "padding": 4,
+        "padding": {"left": 4, "top": 4, "right": 12, "bottom": 4},
         **({"title": {"text": lines}} if form.title else {}),
     }
 

@@ -70,3 +70,12 @@ def test_what_is_wrong_is_said_in_one_line(
     assert result.stderr.startswith(message)
     assert len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_draws_the_run_that_is_asked_for(study: Path) -> None:
+    result = CliRunner().invoke(app, ["report", str(study), "--run", "none-s0"])
+    assert (result.exit_code, result.stdout) == (0, f"{study / 'report.html'}\n")
+    assert "When each group froze in none-s0" in (study / "report.html").read_text()
+    result = CliRunner().invoke(app, ["report", str(study), "--run", "t9-s0"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("fat-ray: run = 't9-s0': the study has no such run")
