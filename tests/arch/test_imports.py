@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,25 @@ def test_specification_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("module", ["compare", "report", "status", "replay", "replay_check"])
 def test_analysis_loads_neither_torch_nor_ray_nor_wandb(module: str) -> None:
     assert not loaded_by(f"import fat_ray.analysis.{module}") & {"torch", "ray", "wandb", "optuna"}
+
+
+ADAPTERS = {"huggingface", "lightning"}
+"""For other trainers, which import them."""
+PARTS = {"annotated_types", "mpmath", "sympy", f"_sysconfigdata__{sys.platform}_{sysconfig.get_config_var('MULTIARCH')}"}
+"""What pydantic, torch and Python are made of, loaded late."""
+
+
+def test_statistics_and_freezing_need_torch_numpy_and_pydantic_alone() -> None:
+    """They load nothing that is neither Python's own nor loaded by those three."""
+    files = [path for room in ("fisher", "freeze") for path in (ROOT / "fat_ray" / room).glob("*.py") if path.stem not in ADAPTERS]
+    names = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files)
+    script = f"""
+import importlib, sys, numpy.random, pydantic, torch, torch.distributed
+before = set(sys.modules)
+for name in {names!r}:
+    importlib.import_module(name)
+known, now = ({{name.partition(".")[0] for name in names}} for names in (before, sys.modules))
+print("more:", *sorted(now - known - sys.stdlib_module_names - {PARTS!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=50, cwd=ROOT)
+    assert done.stdout.split() == ["more:", "fat_ray"]
