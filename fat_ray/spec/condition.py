@@ -41,7 +41,7 @@ def parse_condition(text: str) -> Condition:
     if match is None:
         raise ValueError(_EXPECTED)
     field, operator, written = match.groups()
-    from fat_ray.spec.document import parse  # the Freezer, which has no conditions, does without a YAML parser
+    from fat_ray.spec.document import parse  # needs a YAML reader, without which a Freezer does
 
     value = parse(written)
     listed = isinstance(value.data, list)
