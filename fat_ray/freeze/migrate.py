@@ -132,7 +132,7 @@ class Migration:
                         state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter, requires_grad=False))
 
     def _give_sums(self, parameters: list[nn.Parameter]) -> None:
-        """Adagrad makes its state when it is made itself, and before torch 2.13 never again: those that thaw would find none."""
+        """Adagrad makes its state when it is made itself, and in torch 2.11 never again: those that thaw would find none."""
         if not isinstance(self.optimizer, optim.Adagrad):
             return
         moved = {id(parameter) for parameter in parameters}
