@@ -116,7 +116,9 @@ class Migration:
                     self.optimizer.state[piece.parameter] = state
             self._pieces[id(full)] = move.new
         self._fill_groups()
-        self._give_momentum([piece.parameter for move in moves.values() for piece in move.new])
+        moved = [piece.parameter for move in moves.values() for piece in move.new]
+        self._give_momentum(moved)
+        self._give_sums(moved)
 
     def _give_momentum(self, parameters: list[nn.Parameter]) -> None:
         """Fused SGD takes momentum of all parameters or of none: those that thaw start at zero where others have theirs already."""
@@ -128,6 +130,18 @@ class Migration:
                 for parameter in group["params"]:
                     if id(parameter) in moved:
                         state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter, requires_grad=False))
+
+    def _give_sums(self, parameters: list[nn.Parameter]) -> None:
+        """Adagrad makes its state when it is made itself, and in torch 2.11 never again: those that thaw would find none."""
+        if not isinstance(self.optimizer, optim.Adagrad):
+            return
+        moved = {id(parameter) for parameter in parameters}
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in moved and not self.optimizer.state[parameter]:
+                    device = parameter.device if group.get("fused") else None
+                    total = _start(self.optimizer, group, "sum", parameter, parameter.dtype)
+                    self.optimizer.state[parameter] = {"step": torch.zeros((), dtype=torch.float32, device=device), "sum": total}
 
     def _position(self, full: nn.Parameter) -> int:
         return next(i for i, params in enumerate(self._originals) if any(p is full for p in params))

@@ -38,6 +38,8 @@ class MaskedTraining:
             if not (before[name].any() and self.masks[name].any()):
                 parameter.grad = None  # nothing to step with; and if it was frozen as a whole, it starts like a new parameter
                 self.optimizer.state.pop(parameter, None)
+                if isinstance(self.optimizer, optim.Adagrad):  # in torch 2.11 it makes none later
+                    self.optimizer.state[parameter] = {"step": torch.tensor(0.0), "sum": self.start("sum", parameter)}
                 continue
             for key, value in self.optimizer.state[parameter].items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
