@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fat_ray.study.launch import StudyOutcome
 
 
-def load(study: Path, settings: list[str], **options: object) -> "LoadedStudy":
+def _load(study: Path, settings: list[str], **options: object) -> "LoadedStudy":
     """The study file with `--set` and the options that are short for it."""
     from fat_ray.spec.load import load_study
 
@@ -41,7 +41,7 @@ def launch(
     json: JsonLines = False,
 ) -> None:
     """Run a study: the search and its baselines, then compare all runs and write the report."""
-    loaded = load(study, set_, **{"budget.trials": trials, "wandb.mode": wandb})
+    loaded = _load(study, set_, **{"budget.trials": trials, "wandb.mode": wandb})
     if trials is not None and not loaded.spec.search:
         raise InputError(
             f"--trials {trials}: {study} searches nothing, so its base setting is run once; give search, or leave --trials out"
@@ -102,7 +102,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train the base settings of a study once, without a search."""
-    loaded = load(study, set_, **{"train.workers": workers, "wandb.mode": wandb})
+    loaded = _load(study, set_, **{"train.workers": workers, "wandb.mode": wandb})
     from fat_ray.study.single import run_once
 
     chosen = loaded.spec.seeds[0] if seed is None else seed

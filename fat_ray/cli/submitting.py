@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fat_ray.cli.app import add_notes, command, say, stop, writing_stdout
-from fat_ray.cli.launching import load
 from fat_ray.cli.options import Settings, Wandb
 from fat_ray.errors import InputError
 
@@ -39,6 +38,7 @@ def submit(  # noqa: PLR0913 - an argument per option
     """Send a study to a cluster as a job, and show its output; it goes on when this command ends."""
     if (study is None) == (follow is None):
         raise InputError("give either STUDY.yaml, to send it, or --follow JOB, to follow one that was sent")
+    from fat_ray.spec.load import load_study
     from fat_ray.study import submit as jobs
 
     if study is None:
@@ -47,7 +47,7 @@ def submit(  # noqa: PLR0913 - an argument per option
         _follow(client, str(follow), address)
         return
     overrides = [*set_, *([f"budget.trials={trials}"] if trials else []), *([f"wandb.mode={wandb.value}"] if wandb else [])]
-    loaded = load(study, overrides)
+    loaded = load_study(study, overrides)
     client, notes = jobs.connect(address)
     add_notes(notes)
     job, modules = jobs.submit(client, loaded, overrides, out or loaded.spec.output, resume=resume)

@@ -221,7 +221,7 @@ def test_a_run_that_failed_names_its_logs(study_file: Path, monkeypatch: pytest.
 
 
 def test_options_are_short_for_settings(study_file: Path) -> None:
-    loaded = launching.load(study_file, ["budget.trials=3", "train.steps=7"], **{"budget.trials": 5, "wandb.mode": WandbMode.DISABLED})
+    loaded = launching._load(study_file, ["budget.trials=3", "train.steps=7"], **{"budget.trials": 5, "wandb.mode": WandbMode.DISABLED})
     assert (loaded.spec.budget.trials, loaded.spec.train.steps, loaded.spec.wandb.mode) == (5, 7, "disabled")
 
 
