@@ -84,7 +84,7 @@ def test_data_of_this_machine_is_refused_and_that_of_the_cluster_is_not(here: Pa
     with pytest.raises(InputError, match=r"task.data = .*/here/mine.parquet: data is not sent; .* absolute path"):
         packed(here, "task: {name: crack_segmentation, data: mine.parquet}\n")
     (here.parent / "parcel").rmdir()
-    assert packed(here, "", "task.data=/mnt/shared/mine.parquet")[1] == ["study.yaml"]
+    assert packed(here, "task: {name: crack_segmentation}\n", "task.data=/mnt/shared/mine.parquet")[1] == ["study.yaml"]
 
 
 def test_a_secret_is_not_sent(here: Path) -> None:
