@@ -81,10 +81,10 @@ def require_shared(directory: Path, ask: Ask = ask_nodes, wait_s: float = SEEN_S
     try:
         probe.mkdir(parents=True)
         (probe / DRIVER).touch()
-        wrong = {address: problem or _unseen(probe / node, wait_s) for node, (address, problem) in ask(probe).items()}
+        wrong = [(address, problem or _unseen(probe / node, wait_s)) for node, (address, problem) in ask(probe).items()]
     finally:
         shutil.rmtree(probe, ignore_errors=True)
-    told = [f"node {address} {problem}" for address, problem in sorted(wrong.items()) if problem]
+    told = [f"node {address} {problem}" for address, problem in sorted(wrong) if problem]
     if told:
         raise OutputError(
             f"output = {directory}: {'; '.join(told)}: on several nodes the directory must lie on a file system that all of them share "

@@ -15,7 +15,7 @@ Answers = Mapping[str, tuple[str, str]]
 def on_nodes(**views: Callable[[Path], Path]) -> Callable[[Path], Answers]:
     """Nodes by name, each with where it finds what the driver knows under a path."""
     return lambda probe: {
-        name: (f"10.0.0.{number}", look(str(view(probe)), name, 0.0)) for number, (name, view) in enumerate(views.items())
+        name: (f"10.0.0.{min(number, 1)}", look(str(view(probe)), name, 0.0)) for number, (name, view) in enumerate(views.items())
     }
 
 
@@ -33,7 +33,7 @@ def test_a_single_node_has_nobody_to_share_with(tmp_path: Path) -> None:
 
 
 def test_a_node_that_does_not_see_it_is_named_with_what_would_be_right(tmp_path: Path) -> None:
-    nodes = on_nodes(a=shared, b=lambda probe: Path(f"{probe}-elsewhere"))
+    nodes = on_nodes(a=shared, b=lambda probe: Path(f"{probe}-elsewhere"), c=shared)  # two on one machine
     with pytest.raises(OutputError, match=r"output = .*study: node 10\.0\.0\.1 does not see it: .* such as NFS; .* --out$"):
         require_shared(tmp_path / "study", nodes, 0.0)
     assert list((tmp_path / "study" / "control").iterdir()) == []
