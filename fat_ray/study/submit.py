@@ -30,6 +30,9 @@ GONE_S = 60.0
 """How long it may not answer until following it is given up."""
 STOP_WAIT_S = 120
 """How long runs may take to save their checkpoints after `ray job stop`; Ray's own is 3 s."""
+READY_S = 60.0
+"""How long a head that has started may take to be ready for jobs."""
+_NOT_READY = "No available agent"
 _OVER = {"SUCCEEDED", "FAILED", "STOPPED"}
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -186,20 +189,30 @@ def submit(
     command = ["resume", f"{out}/{loaded.spec.name}"] if resume else launch
     with tempfile.TemporaryDirectory(prefix="fat-ray-") as directory:
         modules = pack(loaded, overrides, Path(directory))
-        try:
-            job = client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "fat_ray", *command]),
-                submission_id=f"{loaded.spec.name}-{secrets.token_hex(4)}",
-                runtime_env={
-                    "working_dir": directory,
-                    "py_modules": [str(Path(fat_ray.__file__).parent)],
-                    "excludes": ["**/__pycache__"],
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
-                },
-            )
-        except (RuntimeError, ConnectionError, OSError) as error:
-            raise ResourceError(f"the cluster did not take the job: {' '.join(str(error).split())}") from error
+        job = _accepted(
+            client,
+            entrypoint=shlex.join(["python", "-m", "fat_ray", *command]),
+            submission_id=f"{loaded.spec.name}-{secrets.token_hex(4)}",
+            runtime_env={
+                "working_dir": directory,
+                "py_modules": [str(Path(fat_ray.__file__).parent)],
+                "excludes": ["**/__pycache__"],
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+            },
+        )
     return job, modules
+
+
+def _accepted(client: Client, **job: Any) -> str:
+    """Sends a job; a head that has only just started is asked again."""
+    deadline_s = time.monotonic() + READY_S
+    while True:
+        try:
+            return client.submit_job(**job)
+        except (RuntimeError, OSError) as error:
+            if _NOT_READY not in str(error) or time.monotonic() > deadline_s:
+                raise ResourceError(f"the cluster did not take the job: {' '.join(str(error).split())}") from error
+        time.sleep(AGAIN_S)
 
 
 def _absolute(out: str) -> str:

@@ -107,6 +107,20 @@ def test_a_cluster_that_takes_no_jobs_is_told_of_in_one_line(study: LoadedStudy,
         submit(client, study, [], "/mnt/shared")
 
 
+def test_a_head_that_is_not_ready_is_asked_again(study: LoadedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = FakeClient([], ["RUNNING"])
+    answers = iter([RuntimeError("status code 500: No available agent to submit job, please try again later.")])
+    accept = client.submit_job
+
+    def hesitate(**job: Any) -> str:
+        for error in answers:
+            raise error
+        return accept(**job)
+
+    monkeypatch.setattr(client, "submit_job", hesitate)
+    assert submit(client, study, [], "/mnt/shared")[0] == client.jobs[0]["submission_id"]
+
+
 def test_a_log_is_shown_to_its_end() -> None:
     assert followed(FakeClient([["one\n", "two\n"]], ["RUNNING", "SUCCEEDED"])) == ("one\ntwo\n", JobEnd(0, ""))
 
