@@ -16,6 +16,8 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import start
+from ray.scripts.symmetric_run import symmetric_run
 
 import fat_ray
 
@@ -170,6 +172,24 @@ def test_pods_want_the_token_share_the_storage_and_have_no_rights() -> None:
 def test_both_kinds_make_the_same_cluster() -> None:
     first, second = clusters()
     assert first["workerGroupSpecs"] == second["workerGroupSpecs"]
+
+
+def ray_start_options() -> list[tuple[Path, str]]:
+    """Each option that a file gives to `ray start`, itself or through `ray symmetric-run`."""
+    found = []
+    for path in (*LAUNCHERS, SCRIPTS[1]):
+        text = re.sub(r"\s*\\?\n +(?=--)", " ", path.read_text())
+        for line in re.findall(r"ray (?:start|symmetric-run) (.*?)(?: -- |$)", text, flags=re.MULTILINE):
+            found += [(path, option) for option in re.findall(r"(--[a-z-]+)", line)]
+    return found
+
+
+def test_options_of_ray_start_exist() -> None:
+    known = {name for command in (start, symmetric_run) for parameter in command.params for name in parameter.opts}
+    found = ray_start_options()
+    assert {path for path, _ in found} == {*LAUNCHERS, SCRIPTS[1]}
+    assert [(path.name, option) for path, option in found if option not in known] == []
+    assert {"--min-nodes", "--include-dashboard", "--dashboard-host", "--autoscaling-config"} <= {option for _, option in found}
 
 
 def test_yaml_is_tidy() -> None:
