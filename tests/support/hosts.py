@@ -116,14 +116,6 @@ class Host:
                     process.send_signal(signal.SIGKILL)
             psutil.wait_procs(left, timeout=1)
 
-    def cut(self) -> None:
-        """Nothing comes or goes any more; what runs here goes on."""
-        ip("-n", self._hosts.switch, "link", "set", self._port, "down")
-
-    def heal(self) -> None:
-        """It is connected again."""
-        ip("-n", self._hosts.switch, "link", "set", self._port, "up")
-
     def close(self) -> None:
         """Ends everything here, and the host itself."""
         self.kill()
