@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "\n  fat-ray submit --follow quickstart-1a2b3c4d --address http://127.0.0.1:8265"
 )
 def submit(  # noqa: PLR0913 - an argument per option
-    study: Annotated[Path | None, typer.Argument(metavar="[STUDY.yaml]", help="The study file.", show_default=False)] = None,
+    study: Annotated[Path | None, typer.Argument(metavar="STUDY.yaml", help="The study file.", show_default=False)] = None,
     *,
     address: Annotated[
         str | None, typer.Option("--address", metavar="URL", help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS.")

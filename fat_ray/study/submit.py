@@ -95,8 +95,8 @@ def _checked(address: str | None) -> str:
     example = "such as http://127.0.0.1:8265"
     if not address:
         raise InputError(f"--address is missing: the cluster's dashboard, {example}; or set {ADDRESS_VARIABLE}")
-    url = urlsplit(address)
     try:
+        url = urlsplit(address)
         is_right = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
         is_right = False

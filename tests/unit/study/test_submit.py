@@ -182,10 +182,11 @@ def server(status: int, body: bytes) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "address", ["10.0.0.5:6379", "ray://10.0.0.5:10001", "auto", "http://", "http://host:port", "http://host:99999", "ftp://host"]
+    "address",
+    ["10.0.0.5:6379", "ray://10.0.0.5:10001", "auto", "http://", "http://host:port", "http://host:99999", "ftp://host", "http://[bad"],
 )
 def test_what_is_no_address_of_a_dashboard_is_refused(address: str) -> None:
-    with pytest.raises(InputError, match=r"--address .*: must be the address of the cluster's dashboard, such as http://127.0.0.1:8265"):
+    with pytest.raises(InputError, match=r"^--address .*: must be the address of the cluster's dashboard, such as http://127.0.0.1:8265"):
         connect(address)
 
 
