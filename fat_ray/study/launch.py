@@ -151,6 +151,7 @@ def _run(
     prepare(address)
     # Ray reads its environment when it is imported, so only now.
     from fat_ray.study.cluster import connect
+    from fat_ray.study.sharing import require_shared
     from fat_ray.study.tune import Course, run_trials
     from fat_ray.study.watch import watched
     from fat_ray.train.run import train_environment
@@ -168,6 +169,7 @@ def _run(
             tied_to_servers(directory, lambda: listener.stopped_by),
         ):
             how = plan(spec, nodes)
+            require_shared(directory)
             watch.begin(how, ready.weights_bytes)
             run_trials(course, how, watch.callbacks, listener, ready.mirror)
     return False

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -53,23 +53,39 @@ class Nodes:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self.address = f"{ADDRESS}:{_free_port()}"
+        self.address = f"{ADDRESS}:{free_port()}"
         self._all: list[Node] = []
         self._start("--head", f"--port={self.address.partition(':')[2]}", "--num-cpus=0", "--include-dashboard=false")
 
-    def add(self, num_cpus: int = 1) -> Node:
-        """One more node, which is up when this returns."""
-        return self._start(f"--address={self.address}", f"--num-cpus={num_cpus}")
+    def add(self, num_cpus: int = 1, *, private: Path | None = None) -> Node:
+        """One more node, which is up when this returns.
+
+        Args:
+            num_cpus: Its CPUs.
+            private: A directory of which this node has one of its own, as if it were on a disk that others do not see.
+        """
+        apart = () if private is None else ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(private))
+        return self._start(f"--address={self.address}", f"--num-cpus={num_cpus}", apart=apart)
 
     def close(self) -> None:
         """Kills what is left."""
         for node in self._all:
             node.kill()
 
-    def _start(self, *options: str) -> Node:
+    def _start(self, *options: str, apart: Sequence[str] = ()) -> Node:
         place, log = self._directory / str(len(self._all)), self._directory / f"{len(self._all)}.log"
         where = (f"--temp-dir={place}", f"--node-ip-address={ADDRESS}", "--min-worker-port=0", "--max-worker-port=0")
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options, *where, "--object-store-memory=100000000"]
+        command = [
+            *apart,
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--block",
+            *options,
+            *where,
+            "--object-store-memory=100000000",
+        ]
         with log.open("wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment())
         self._all.append(Node(process))
@@ -99,6 +115,7 @@ def environment() -> dict[str, str]:
     return {**kept, **ours, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on now."""
     with socket.create_server((ADDRESS, 0)) as server:
         return int(server.getsockname()[1])

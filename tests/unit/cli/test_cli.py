@@ -23,7 +23,22 @@ from fat_ray.study.doctor import Check
 from fat_ray.study.launch import StudyOutcome
 from fat_ray.study.ledger import Close
 
-COMMANDS = ["launch", "run", "resume", "export", "compare", "compact", "replay", "rerun", "report", "plot", "status", "doctor", "schema"]
+COMMANDS = [
+    "launch",
+    "run",
+    "resume",
+    "export",
+    "compare",
+    "compact",
+    "replay",
+    "rerun",
+    "report",
+    "plot",
+    "status",
+    "doctor",
+    "schema",
+    "submit",
+]
 
 
 def invoke(*arguments: str | Path) -> Result:
