@@ -18,7 +18,6 @@ from urllib.parse import unquote, urlsplit
 ENTITY = "lab"
 KEY = "k" * 40
 
-_PAGE_END = {"endCursor": None, "hasNextPage": False}
 _VIEWER = {
     "__typename": "User",
     "id": "VXNlcjox",
@@ -111,7 +110,6 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         runs: By id.
-        views: Saved workspaces: the variables of each request.
         operations: Names of the GraphQL operations that were asked for, and the other paths, with ids left out.
         is_hanging: May be set at any time.
     """
@@ -122,7 +120,6 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.rejects, self.is_hanging, self.closing = behaviour == "reject", behaviour == "hang", threading.Event()
         self.runs: dict[str, ServedRun] = {}
-        self.views: list[dict[str, Any]] = []
         self.operations: set[str] = set()
         self.unknown: list[str] = []
         self.uploading: dict[str, tuple[str, str]] = {}
@@ -149,6 +146,7 @@ class Server(ThreadingHTTPServer):
             return answer(self, variables)
 
 
+_ATTRIBUTES = {"displayName": "display_name", "groupName": "group", "jobType": "job_type", "tags": "tags", "config": "config"}
 Answer = Callable[[Server, dict[str, Any]], dict[str, Any]]
 
 
@@ -163,42 +161,17 @@ def _upsert_bucket(server: Server, given: dict[str, Any]) -> dict[str, Any]:
     known = server.runs.get(name)
     if known is None or (known.state != "running" and given.get("config")):  # a run that is begun again starts empty
         known = server.runs[name] = ServedRun(name, project, attempts=known.attempts + 1 if known else 1)
-    for key, attribute in (("displayName", "display_name"), ("groupName", "group"), ("jobType", "job_type"), ("tags", "tags"), ("config", "config")):
+    for key, attribute in _ATTRIBUTES.items():
         if given.get(key) is not None:
             setattr(known, attribute, given[key])
     bucket = {**known.node(), "project": project_node(project)}
     return {"upsertBucket": {"bucket": bucket, "inserted": True}}
 
 
-def _runs(server: Server, given: dict[str, Any]) -> dict[str, Any]:
-    wanted = json.loads(given.get("filters") or "{}")
-    found = [run for run in server.runs.values() if run.project == given["project"]]
-    if not found:
-        return {"project": None}
-    chosen = [run for run in found if wanted.get("group") in (None, run.group)]
-    edges = [{"node": run.node(), "cursor": run.name} for run in chosen]
-    runs = {"totalCount": len(edges), "edges": edges, "pageInfo": _PAGE_END}
-    return {"project": {**project_node(given["project"]), "runCount": len(edges), "readOnly": False, "runs": runs}}
-
-
-def _run(server: Server, given: dict[str, Any]) -> dict[str, Any]:
-    run = server.runs.get(given.get("name") or given.get("run") or "")
-    if run is None:
-        return {"project": None, "model": None}
-    low, high = given.get("minStep", 0), given.get("maxStep", len(run.history))
-    node = {
-        **run.node(),
-        "history": [json.dumps(row) for row in run.history if low <= row["_step"] < high],
-        "parquetHistory": {"liveData": run.history, "parquetUrls": []},
-        "files": {"edges": [], "pageInfo": _PAGE_END},
-    }
-    project = {**project_node(run.project), "run": node}
-    return {"project": project, "model": {"bucket": node}}
-
-
 def _create_artifact(server: Server, given: dict[str, Any]) -> dict[str, Any]:
     asked = given.get("input") or given
-    run, name = asked["runName"], asked["artifactCollectionName"] if "artifactCollectionName" in asked else asked["artifactCollectionNames"][0]
+    names = asked.get("artifactCollectionNames") or [asked["artifactCollectionName"]]
+    run, name = asked["runName"], names[0]
     server.runs[run].artifacts[name] = {}
     identity = f"art:{run}:{name}"
     artifact = {"id": identity, "state": "PENDING", "artifactSequence": {"id": f"seq:{name}", "latestArtifact": None}}
@@ -237,11 +210,6 @@ def _run_files(server: Server, given: dict[str, Any]) -> dict[str, Any]:
     return {"createRunFiles": {"runID": f"run:{given['run']}", "uploadHeaders": [], "files": files}}
 
 
-def _upsert_view(server: Server, given: dict[str, Any]) -> dict[str, Any]:
-    server.views.append(given)
-    return {"upsertView": {"view": {"id": "view:1", "name": given.get("name") or "nw-abc123-v"}, "inserted": True}}
-
-
 _ARTIFACT = {"id": "art:1", "digest": "d", "description": "", "aliases": []}
 _ANSWERS: dict[str, Answer] = {
     "UpsertBucket": _upsert_bucket,
@@ -255,10 +223,6 @@ _ANSWERS: dict[str, Answer] = {
     "CommitArtifact": lambda *_: {"commitArtifact": {"artifact": _ARTIFACT}},
     "UseArtifact": lambda *_: {"useArtifact": {"artifact": _ARTIFACT}},
     "CreateRunFiles": _run_files,
-    "UpsertView2": _upsert_view,
-    "GetRuns": _runs,
-    "Runs": _runs,
-    "Run": _run,
 }
 for _name in ("Viewer", "ServerInfo", "ServerFeaturesQuery"):
     _ANSWERS[_name] = _server_info

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from fat_ray.errors import InputError, OutputError
+from fat_ray.errors import OutputError
 
 Mode = Literal["offline", "online", "disabled"]
 
@@ -35,7 +35,7 @@ def base_url(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def resolve_mode(asked: str, environ: Mapping[str, str] = os.environ) -> Mode:
-    """What ``auto`` stands for: W&B's own WANDB_MODE where it is set, or else online where there is a key, and offline where there is none."""
+    """The mode; ``auto`` is what WANDB_MODE says, or else online where there is a key, and offline where there is none."""
     if asked != "auto":
         return _known(asked)
     said = environ.get("WANDB_MODE", "")
@@ -54,6 +54,7 @@ def check_key(purpose: str, otherwise: str = "", environ: Mapping[str, str] = os
     Args:
         purpose: What it is needed for, for the message.
         otherwise: What to do without a key, for the message.
+        environ: Environment variables.
 
     Raises:
         OutputError: There is none, or what is there is none.
@@ -63,17 +64,6 @@ def check_key(purpose: str, otherwise: str = "", environ: Mapping[str, str] = os
     secret = environ.get("WANDB_API_KEY", "").split("-", 1)[-1]
     if secret and secret.count(".") != 2 and (len(secret) < KEY_CHARACTERS or not re.fullmatch(r"[\w-]+", secret)):
         raise OutputError(
-            f"{purpose}: WANDB_API_KEY is no W&B key: one has {KEY_CHARACTERS} letters and digits or more, this one {len(secret)} characters; {_HOW}"
+            f"{purpose}: WANDB_API_KEY is no W&B key: one has {KEY_CHARACTERS} letters and digits or more, this one has {len(secret)} "
+            f"characters; {_HOW}"
         )
-
-
-def parse_address(address: str) -> tuple[str, str, str | None]:
-    """Entity, project and group of ``wandb:ENTITY/PROJECT[/GROUP]``.
-
-    Raises:
-        InputError: It is none.
-    """
-    parts = address.removeprefix("wandb:").split("/")
-    if not address.startswith("wandb:") or len(parts) not in (2, 3) or not all(parts):
-        raise InputError(f"{address}: a W&B project is written wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/GROUP, a group being a study's name")
-    return parts[0], parts[1], parts[2] if len(parts) == 3 else None

@@ -31,20 +31,19 @@ class Child:
 
     Args:
         arguments: Its command line.
-        home: Directory for what W&B writes besides runs, such as caches; None: a temporary one, which goes with the process.
+        home: Directory for what W&B writes besides runs, such as caches.
 
     Attributes:
         scratch: Its temporary directory.
         heard_s: When it last said something, by the monotonic clock; at first, when it began.
     """
 
-    def __init__(self, arguments: Sequence[str], home: Path | None = None) -> None:
+    def __init__(self, arguments: Sequence[str], home: Path) -> None:
         self.scratch, self.heard_s = _scratch(home), time.monotonic()
-        home = home or self.scratch
         self._asked: queue.Queue[bytes] = queue.Queue()
         self._answers: queue.Queue[Message | None] = queue.Queue()
         with (home / "mirror.log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - this package, by this interpreter
                 [sys.executable, "-P", "-m", "fat_ray.records.mirror.process", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -102,14 +101,12 @@ class Child:
         self._answers.put(None)
 
 
-def _scratch(home: Path | None) -> Path:
+def _scratch(home: Path) -> Path:
     """A temporary directory in `home`, where that is possible."""
-    if home is None:
-        return Path(tempfile.mkdtemp(prefix="fat-ray-"))
     home.mkdir(parents=True, exist_ok=True)
-    for left in home.glob("tmp*"):
+    for left in home.glob("tmp-wandb-*"):
         shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
-    return Path(tempfile.mkdtemp(prefix="tmp", dir=home if len(str(home)) < _LONGEST_SOCKET else None))
+    return Path(tempfile.mkdtemp(prefix="tmp-wandb-", dir=home if len(str(home)) < _LONGEST_SOCKET else None))
 
 
 def _environment(home: Path, scratch: Path) -> Mapping[str, str]:

@@ -128,7 +128,8 @@ def study_tables(document: Mapping[str, Any]) -> dict[str, tuple[list[str], list
 def _trial_row(trial: Mapping[str, Any], goals: Sequence[str], keys: Sequence[str]) -> list[Any]:
     values = trial["at_budget"] or {}
     setting = [_cell(trial["setting"].get(key)) for key in keys]
-    return [trial["trial"], *(values.get(goal) for goal in goals), *setting, *(trial[name] for name in ("state", "seeds_done", "last", "best", "reason"))]
+    how = [trial[name] for name in ("state", "seeds_done", "last", "best", "reason")]
+    return [trial["trial"], *(values.get(goal) for goal in goals), *setting, *how]
 
 
 def _cell(value: Any) -> str | None:
@@ -141,7 +142,8 @@ def study_summary(document: Mapping[str, Any]) -> dict[str, Any]:
     best = next((trial for trial in document["trials"] if trial["trial"] == document["best_compromise"]), None)
     goals = {} if best is None else {f"best_compromise/{name}": value for name, value in (best["at_budget"] or {}).items()}
     counts = {f"trials/{state}": number for state, number in document["counts"].items()}
-    return {"status": document["state"], "trials/planned": document["planned"], **counts, "best_compromise/trial": document["best_compromise"], **goals}
+    named = {"status": document["state"], "trials/planned": document["planned"], "best_compromise/trial": document["best_compromise"]}
+    return {**named, **counts, **goals}
 
 
 def fingerprint(directory: Path, run: str) -> str:

@@ -4,7 +4,6 @@ The records are the truth: the mirror reads nothing else, and its failure stops 
 """
 
 import logging
-import shlex
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -110,7 +109,7 @@ class WandbMirror:
                     self._give_up(f"W&B got nowhere for {self._patience_s:g} s")
 
     def abandon(self) -> None:
-        """Ends the mirror at once; what is not written yet, a `catch_up` or a sync makes up for."""
+        """Ends the mirror at once; what is not written yet, a later `catch_up` makes up for."""
         self._off = True
         self._end()
 
@@ -123,7 +122,7 @@ class WandbMirror:
 
     def _process(self) -> Child:
         if self._child is None:
-            arguments = ["mirror", str(self._directory), self._spec.model_dump_json()]
+            arguments = [str(self._directory), self._spec.model_dump_json()]
             self._child = Child(arguments, self._directory / "wandb" / "files")
         return self._child
 
@@ -150,8 +149,7 @@ class WandbMirror:
     def _give_up(self, reason: str) -> None:
         self._off = True
         self._end()
-        later = f"fat-ray sync {shlex.quote(str(self._directory))}"
-        log.warning("W&B mirror off: %s. The records are complete without it; %s makes up for it.", scrub(reason), later)
+        log.warning("W&B mirror off: %s. The records are complete without it.", scrub(reason))
 
     def _end(self) -> None:
         if self._child is not None:

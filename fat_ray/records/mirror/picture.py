@@ -6,7 +6,7 @@ import pyarrow as pa
 WIDTH, HEIGHT = 512, 384
 """Pixels; runs with fewer steps or groups are enlarged, longer ones are sampled."""
 
-_TRAINS, _FROZEN = (253, 231, 37), (49, 54, 149)
+_TRAINS, _FROZEN = np.array([253, 231, 37], np.uint8), np.array([49, 54, 149], np.uint8)
 
 
 def schedule_grid(freezes: pa.Table, num_groups: int, num_steps: int) -> np.ndarray:
@@ -38,4 +38,4 @@ def schedule_picture(grid: np.ndarray) -> np.ndarray:
     shown = grid if grid.size else np.ones((1, 1), dtype=bool)
     rows = np.arange(HEIGHT) * shown.shape[0] // HEIGHT
     columns = np.arange(WIDTH) * shown.shape[1] // WIDTH
-    return np.where(shown[np.ix_(rows, columns)][..., None], np.uint8(_TRAINS), np.uint8(_FROZEN))
+    return np.where(shown[np.ix_(rows, columns)][..., None], _TRAINS, _FROZEN)

@@ -1,7 +1,7 @@
 """What runs in the process that talks to W&B: it does what it is told on stdin, line by line, and answers on stdout.
 
-``{"do": "advance", "run": …}``, ``finish``, ``sum_up`` and ``close``; see `Writer`. When stdin ends without ``close``, whoever asked is dead,
-and so is this process at once: another may be at work on the same files.
+``{"do": "advance", "run": …}``, ``finish``, ``sum_up`` and ``close``; see `Writer`. When stdin ends without ``close``, whoever asked is
+dead, and so is this process at once: another may be at work on the same files.
 """
 
 import json
@@ -28,14 +28,14 @@ Say = Callable[..., None]
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """Does what `arguments` say: ``mirror DIR SPEC``, ``read ADDRESS FILE``, ``workspace SPEC METRICS``."""
+    """Does what `arguments` say: the study's directory, and mode, project and entity as JSON."""
     os.nice(NICE)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # whoever asked decides when this is over
     say = _answers()
     code = 1
     try:
-        {"mirror": _mirror}[arguments[0]](say, *arguments[1:])
+        _mirror(say, *arguments)
         code = 0
     except Exception as error:  # noqa: BLE001 - it is told to whoever asked
         say("failed", reason=reason_of(error))

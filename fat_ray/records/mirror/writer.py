@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,7 @@ from fat_ray.events import RunStart, Status
 from fat_ray.records.manifest import read_manifest
 from fat_ray.records.metrics import AXIS, TABLES_SHOWN, metric_name, metric_rows, summary_values
 from fat_ray.records.mirror import content
+from fat_ray.records.mirror.access import Mode
 from fat_ray.records.mirror.marks import STUDY, Marks, offline_files
 from fat_ray.records.mirror.picture import schedule_grid, schedule_picture
 from fat_ray.records.reader import parts, read_part, read_table, run_end, run_start
@@ -90,7 +91,6 @@ class Writer:
 
         Raises:
             TimeoutError: W&B did not take all of it in time.
-            OutputError: W&B could not write or upload all of it.
         """
         self.advance(run)
         if run not in self._live:
@@ -108,7 +108,7 @@ class Writer:
             self._log_artifact(live.handle, f"{live.start.study}-{run}", "records", [files])
         finally:
             shutil.rmtree(self._scratch / "artifact", ignore_errors=True)
-            self._close(live.handle, failed=failed)
+            live.handle.finish(exit_code=int(failed))
         url = live.handle.url or ""
         self._marks.set(run, said, url, self._id(run))
         return live.rows, url
@@ -132,14 +132,10 @@ class Writer:
             handle.log({key: wandb.Table(columns=columns, data=rows) for key, (columns, rows) in tables.items()})
             self._log_artifact(handle, f"{self._manifest.name}-study", "study", content.study_files(self._directory))
         finally:
-            self._close(handle, failed=document["state"] == "failed")
+            handle.finish(exit_code=int(document["state"] == "failed"))
         url = handle.url or ""
         self._marks.set(STUDY, content.study_fingerprint(document), url, content.study_id(self._manifest))
         return url
-
-    def _close(self, handle: Any, *, failed: bool) -> None:
-        """Closes a W&B run, and makes sure that W&B has all of it."""
-        handle.finish(exit_code=int(failed))
 
     def _id(self, run: str) -> str:
         return content.run_id(self._manifest, run)
@@ -162,7 +158,7 @@ class Writer:
             project=self._spec.project,
             entity=self._spec.entity,
             dir=self._directory,
-            mode=self._spec.mode,
+            mode=cast("Mode", self._spec.mode),
             group=self._manifest.name,
             job_type=job_type,
             tags=tags,
