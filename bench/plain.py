@@ -1,10 +1,17 @@
-"""The drift of METHOD section 4, written for clarity: all values of a group, numpy.percentile, numpy.histogram, nothing clever."""
+"""The drift of docs/method.md written for clarity: all values of a group, numpy.percentile, numpy.histogram, nothing clever."""
+
+from collections.abc import Sequence
 
 import numpy as np
+from torch import nn
 
+from fat_ray.fisher.comparison import Bools, Comparison, Floats, Floats32, owners_of
 from fat_ray.fisher.drift import automatic_bins
-from fat_ray.fisher.meter import Bools, DriftMeter, Floats, Floats32
-from fat_ray.fisher.state import UNKNOWN, State, at_scale_of, group_values, mean
+from fat_ray.fisher.flat import Arrays
+from fat_ray.fisher.groups import Group
+from fat_ray.fisher.meter import DriftMeter
+from fat_ray.fisher.state import State, at_scale_of, group_values, mean
+from fat_ray.spec.run import DriftSpec, FisherSpec
 
 
 def divergence(reference: Floats32, current: Floats32, *, mode: str, bins: int, centre: str) -> float:
@@ -31,45 +38,77 @@ def probabilities(counts: Floats) -> Floats:
     return normal
 
 
-class PlainMeter(DriftMeter):
-    """The same states, compared plainly."""
+class PlainComparison:
+    """Compares groups one by one; see `fat_ray.fisher.comparison`.
 
-    def _plain(self, index: int, reference: Floats32, current: Floats32) -> float:
+    Args:
+        groups: All groups.
+        factored: Per group, whether it is formed from factors.
+        drift: How to compare.
+    """
+
+    def __init__(self, groups: list[Group], factored: Bools, drift: DriftSpec) -> None:
+        self._groups, self._factored, self._drift = groups, factored, drift
+        self._previous: list[State] = []
+        self._averages: dict[int, Floats32] = {}
+
+    def compare(self, states: list[State], fresh: Sequence[int], known: Bools) -> Floats:
+        """Against the previous states, or the element-wise averages of all before."""
+        found = np.zeros((2, len(known)))
+        if self._drift.compare == "average":
+            for index in fresh:
+                found[0, index] = self._distance_to_average(index, self._values(index, states[0]))
+        elif self._previous:
+            self._compare_with_previous(states, [index for index in fresh if known[index]], found)
+        owners = owners_of(self._groups)
+        self._previous = [new.over(old, owners) for new, old in zip(states, self._previous or states, strict=True)]
+        return found
+
+    def _compare_with_previous(self, states: list[State], chosen: Sequence[int], found: Floats) -> None:
+        previous = [before.only(now) for before, now in zip(self._previous, states, strict=True)]
+        states = [now.only(before) for before, now in zip(previous, states, strict=True)]
+        if len(states) == 1:
+            for index in chosen:
+                found[0, index] = np.sqrt(self._divergence(index, self._values(index, previous[0]), self._values(index, states[0])))
+            return
+        (before_a, before_b), (now_a, now_b), (scaled_a, scaled_b) = previous, states, at_scale_of(states, previous)
+        sides = [mean(before_a, before_b), mean(now_a, now_b), mean(now_a, scaled_b), mean(scaled_a, now_b)]
+        for index in chosen:
+            before, now, mixed, other = (self._values(index, side) for side in sides)
+            noise = self._divergence(index, mixed, other)
+            found[:, index] = self._divergence(index, before, now) - noise, noise
+
+    def _distance_to_average(self, index: int, values: Floats32) -> float:
+        if index not in self._averages:
+            self._averages[index] = values
+            return 0.0
+        average, decay = self._averages[index], self._drift.compare_decay
+        self._averages[index] = np.float32(decay) * average + np.float32(1.0 - decay) * values
+        return float(np.sqrt(self._divergence(index, average, values)))
+
+    def _divergence(self, index: int, reference: Floats32, current: Floats32) -> float:
         drift = self._drift
-        bins = automatic_bins(self._sizes[index]) if drift.bins == "auto" else drift.bins
+        bins = automatic_bins(self._groups[index].elements) if drift.bins == "auto" else drift.bins
         return divergence(reference, current, mode=drift.distance, bins=bins, centre=drift.centre)
 
     def _values(self, index: int, state: State) -> Floats32:
-        return group_values(self._groups[index], state, factored=bool(self.factored[index]))
+        return group_values(self._groups[index], state, factored=bool(self._factored[index]))
 
-    def _compare_with_previous(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
-        found, previous = np.zeros((2, len(self._groups))), self._previous or [UNKNOWN for _ in states]
-        previous = [before.only(now) for before, now in zip(previous, states, strict=True)]
-        measured = self._known(previous[0], active)
-        sides: list[State] = []
-        if self.halves:
-            states = [now.only(before) for before, now in zip(previous, states, strict=True)]
-            (before_a, before_b), (now_a, now_b), (scaled_a, scaled_b) = previous, states, at_scale_of(states, previous)
-            sides = [mean(before_a, before_b), mean(now_a, now_b), mean(now_a, scaled_b), mean(scaled_a, now_b)]
-        for index in np.flatnonzero(measured).tolist():
-            if not self.halves:
-                found[0, index] = np.sqrt(self._plain(index, self._values(index, previous[0]), self._values(index, states[0])))
-                continue
-            before, now, mixed, other = (self._values(index, side) for side in sides)
-            noise = self._plain(index, mixed, other)
-            found[:, index] = self._plain(index, before, now) - noise, noise
-        return found, measured
+    def keep(self, active: Bools) -> None:
+        """Everything."""
 
-    def _compare_with_average(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
-        found = np.zeros((2, len(self._groups)))
-        present = self._known(states[0], active)
-        for index in np.flatnonzero(present).tolist():
-            values = self._values(index, states[0])
-            if index not in self._elementwise:
-                self._elementwise[index] = values
-                continue
-            average = self._elementwise[index]
-            found[0, index] = np.sqrt(self._plain(index, average, values))
-            decay = self._drift.compare_decay
-            self._elementwise[index] = np.float32(decay) * average + np.float32(1.0 - decay) * values
-        return found, present & (self._updates > 0)
+    def state(self) -> Arrays:
+        """Not needed here."""
+        raise NotImplementedError
+
+    def load_state(self, arrays: Arrays) -> None:
+        """Not needed here."""
+        raise NotImplementedError
+
+
+class PlainMeter(DriftMeter):
+    """The same states, compared plainly."""
+
+    def __init__(self, model: nn.Module, groups: list[Group], fisher: FisherSpec, drift: DriftSpec) -> None:
+        super().__init__(model, groups, fisher, drift)
+        self._comparison: Comparison = PlainComparison(groups, self.factored, drift)

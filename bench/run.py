@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fat_ray.events import RunEnd, Status
+from fat_ray.records.reader import read_table
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.load import load_study
 from fat_ray.spec.run import RunSpec, merge
@@ -24,10 +25,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trained:
-    """How a run ended, and the CPU seconds of all its processes, their start included: they tell less of who else is at work here."""
+    """How a run ended, the CPU seconds of all its processes, their start included, and what of its elements was active in the end.
+
+    CPU seconds tell less of who else is at work here.
+    """
 
     end: RunEnd
     cpu_s: float
+    ends_active: float
 
     def __getitem__(self, key: str) -> float:
         return self.cpu_s if key == "cpu_s" else float(getattr(self.end, key))
@@ -54,8 +59,9 @@ def trained(name: str, spec: RunSpec, seed: int) -> Trained:
     with tempfile.TemporaryDirectory() as folder:
         job = RunJob(study="bench", run=f"{name}-s{seed}", trial=None, seed=seed, role="single", spec=spec, directory=folder)
         end = run_local(job)
+        active = read_table(folder, "steps", job.run)["active_elements"].to_pylist()
     assert end.status is Status.COMPLETED, end.reason
-    return Trained(end, cpu_seconds() - before)
+    return Trained(end, cpu_seconds() - before, active[-1] / active[0])
 
 
 def run(workers: int, seeds: int) -> list[Row]:
@@ -67,6 +73,7 @@ def run(workers: int, seeds: int) -> list[Row]:
         none, drift = runs["none"], runs["drift"]
         row: Row = {"seed": seed, "workers": workers}
         row |= {key: drift[key] / none[key] for key in RATIOS}
+        row["drift_ends_active"] = drift.ends_active
         row |= {f"none_{key}": none[key] for key in ("wall_s", "cpu_s", "train_s")}
         for split in ("val", "test", "zero_shot"):
             row |= {f"{name}_{split}_f1": one.end.final[f"{split}/f1"] for name, one in runs.items()}

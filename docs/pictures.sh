@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the README's pictures from a real quickstart: the console while it runs, and the report.
+# Makes the pictures of README.md and docs/report.md from a real quickstart: the console while it runs, the report, and figures of it.
 # Needs tmux and chromium. Usage: docs/pictures.sh [RESULTS], from the root of the tree; RESULTS must not hold a quickstart yet.
 set -euo pipefail
 results=${1:-out/pictures}
@@ -35,4 +35,7 @@ chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --d
   --disable-sync --user-data-dir="$profile" --hide-scrollbars --window-size=1180,1900 --virtual-time-budget=5000 \
   --screenshot="$images/report.png" "file://$(realpath "$results")/quickstart/report.html" 2> /dev/null
 rm -rf "$profile"
+for figure in schedule score landscape; do
+  .venv/bin/fat-ray plot "$results/quickstart" --figure $figure --out "$images/$figure.svg" --width 120mm
+done
 ls -l $images

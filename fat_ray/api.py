@@ -170,8 +170,6 @@ class Study:
 
     def report(self) -> Path:
         """Writes the report and returns where it is."""
-        from fat_ray.analysis.report import write_report
-
         return Path(write_report(self.directory))
 
     def __repr__(self) -> str:
@@ -209,6 +207,23 @@ def compare(given: Sequence[str | os.PathLike[str]], **options: Any) -> "Compari
     from fat_ray.analysis.compare import Options, compare
 
     return compare([os.fspath(one) for one in given], Options(**options))
+
+
+def write_report(place: str | os.PathLike[str], run: str | None = None) -> Path | str:
+    """Writes the report of a study, and returns where it is; the same as ``fat-ray report``.
+
+    Args:
+        place: Directory of the study, or its URI.
+        run: The run whose freeze schedule and drift are drawn; None: the first seed of the best compromise.
+
+    Raises:
+        RecordError: There is no study, or it cannot be read at all.
+        InputError: There is no such run.
+        OutputError: The page cannot be written.
+    """
+    from fat_ray.analysis.report import write_report
+
+    return write_report(os.fspath(place), run=run, insights=search_insights)
 
 
 def search_insights(comparison: "Comparison") -> "list[SearchInsight]":

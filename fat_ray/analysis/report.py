@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -13,8 +14,11 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fat_ray.analysis import plots, series, theme, words
+from fat_ray.analysis import series, theme, words
 from fat_ray.analysis.compare import Comparison, compare_studies
+from fat_ray.analysis.figures import SECTIONS, Figure, Subject, figures
+from fat_ray.analysis.insight import SearchInsight, sentences
+from fat_ray.analysis.marks import Chart
 from fat_ray.analysis.read import open_studies, tolerantly
 from fat_ray.analysis.render import explanations
 from fat_ray.analysis.table import run_table, seed_table, seed_title, setting_table
@@ -22,14 +26,17 @@ from fat_ray.errors import InputError
 from fat_ray.view import text
 
 REPORT = "report.html"
+Insights = Callable[[Comparison], Sequence[SearchInsight]]
+"""What is asked what the searches say: `fat_ray.api.search_insights`, which needs Optuna."""
 
 
-def write_report(directory: Path | str, *, run: str | None = None) -> Path | str:
+def write_report(directory: Path | str, *, run: str | None = None, insights: Insights | None = None) -> Path | str:
     """Writes `report.html` into a study's directory, in place of an older one, and returns its path or URI.
 
     Args:
         directory: The study or its URI, finished or still running.
         run: The run whose freeze schedule and drift are drawn; None: the first seed of the best compromise.
+        insights: What tells which settings matter; None: nothing is said of that.
 
     Raises:
         RecordError: The directory holds no study, or records that cannot be read.
@@ -37,7 +44,7 @@ def write_report(directory: Path | str, *, run: str | None = None) -> Path | str
         OutputError: The page cannot be written.
     """
     studies = open_studies([directory])
-    html = tolerantly(studies, lambda whole: render_report(compare_studies(whole), run=run, library=chart_library()))
+    html = tolerantly(studies, lambda whole: render_report(compare_studies(whole), run=run, library=chart_library(), insights=insights))
     place = studies[0].place
     place.write(REPORT, html.encode())
     return place.local / REPORT if place.local else f"{place.name}/{REPORT}"
@@ -51,16 +58,27 @@ def chart_library() -> str:
     return script.replace("</script", "<\\/script")
 
 
-def render_report(comparison: Comparison, *, run: str | None, library: str) -> str:
+def subject_of(comparison: Comparison, run: str | None, insights: Insights | None) -> Subject:
+    """What the figures are about.
+
+    Raises:
+        InputError: There is no such run.
+    """
+    found = insights(comparison) if insights else []
+    return Subject(comparison, _chosen(comparison, run), found[0] if found else None)
+
+
+def render_report(comparison: Comparison, *, run: str | None, library: str, insights: Insights | None = None) -> str:
     """The page as text.
 
     Args:
         comparison: Of exactly one study.
         run: As in `write_report`.
         library: `chart_library()`.
+        insights: As in `write_report`.
     """
-    study = comparison.studies[0]
-    chosen = _chosen(comparison, run)
+    study, subject = comparison.studies[0], subject_of(comparison, run, insights)
+    drawn = figures(subject)
     environment = Environment(loader=PackageLoader("fat_ray.analysis"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     template = environment.get_template("report.html")
@@ -80,15 +98,16 @@ def render_report(comparison: Comparison, *, run: str | None, library: str) -> s
         seed_title=seed_title(comparison),
         runs=run_table(comparison),
         explanations=explanations(comparison),
-        chosen=chosen,
+        search_said=_search_said(subject),
         incomplete=[row for row in comparison.runs.iter_rows(named=True) if row["partial"]],
         reproduce=_commands(comparison),
+        reruns=_reruns(comparison),
         study_text=study.text or json.dumps(study.spec, indent=2),
         environment=_environment(comparison),
         glossary=words.GLOSSARY,
-        kinds={"settings": _present(comparison, completed_only=True), "runs": _present(comparison, completed_only=False)},
-        roles={**plots.ROLES, "active": "active", "frozen": "frozen"},
-        charts=plots.charts(comparison, chosen),
+        sections=SECTIONS,
+        figures=drawn,
+        charts=_charts(drawn),
         themes={name: theme.theme(palette) for name, palette in (("light", theme.LIGHT), ("dark", theme.DARK))},
         palettes={"light": asdict(theme.LIGHT), "dark": asdict(theme.DARK)},
         style=source("report.css"),
@@ -111,10 +130,22 @@ def _chosen(comparison: Comparison, run: str | None) -> str | None:
     return run or (str(comparison.runs.filter(setting=best["setting"])["run"][0]) if best else None)
 
 
-def _present(comparison: Comparison, *, completed_only: bool) -> list[str]:
-    """The classes of runs that a legend has to show, in their order."""
-    present = set(series.kinds(comparison).values()) - ({series.INCOMPLETE} if completed_only else set())
-    return [kind for kind in series.KINDS if kind in present]
+def _charts(drawn: dict[str, Figure]) -> dict[str, Chart]:
+    return {name: figure.chart for name, figure in drawn.items() if figure.chart is not None}
+
+
+def _search_said(subject: Subject) -> list[str]:
+    """The size of the front, in words."""
+    objectives = [objective.metric for objective in subject.comparison.objectives]
+    return sentences([subject.insight], objectives)[:1] if subject.insight and subject.insight.hypervolume is not None else []
+
+
+def _reruns(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """Of each run its id, how to train it again, and its settings."""
+    return [
+        (row["run"], f"fat-ray rerun . {shlex.quote(row['run'])}", series.describe_params(row["params_json"]))
+        for row in comparison.runs.iter_rows(named=True)
+    ]
 
 
 def _commands(comparison: Comparison) -> list[tuple[str, str]]:

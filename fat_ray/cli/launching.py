@@ -178,7 +178,7 @@ def export(
 
 def _conclude(directory: Path, *, shown: bool = True) -> None:
     """The end of a study or run: the report, and unless something else stands on stdout the comparison and where everything lies."""
-    from fat_ray.analysis.report import write_report
+    from fat_ray.api import write_report
 
     report_path = write_report(directory)
     if not shown:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fat_ray.cli import comparing, replaying
+from fat_ray.cli import comparing, plotting, replaying
 from fat_ray.cli.app import SESSION, add_notes, command, say, writing_stdout
 from fat_ray.cli.options import AsJson, Quiet, StudyDirectory, StudyPlace, StudyPlaces
 
@@ -83,11 +83,34 @@ def rerun(
 
 
 @command("fat-ray report out/quickstart")
-def report(place: StudyPlace) -> None:
+def report(place: StudyPlace, *, run_: plotting.Run = None) -> None:
     """Write the HTML report of a study, and print its path."""
-    from fat_ray.analysis.report import write_report
+    from fat_ray.api import write_report
 
-    say(write_report(place))
+    say(write_report(place, run_))
+
+
+@command(
+    "fat-ray plot out/quickstart --figure tradeoff --out tradeoff.pdf --width 85mm"
+    "\n  fat-ray plot out/quickstart --out figures --format svg"
+)
+def plot(  # noqa: PLR0913 - an argument per option
+    place: StudyPlace,
+    *,
+    out: plotting.Out,
+    figure: plotting.FigureName = None,
+    width: plotting.Width = "85mm",
+    height: plotting.Height = None,
+    dpi: plotting.Dpi = 300,
+    format_: plotting.FormatOption = None,
+    title: plotting.Title = True,
+    run_: plotting.Run = None,
+) -> None:
+    """Draw the figures of the report for papers, as PNG, SVG or PDF, and print where they are."""
+    written, notes = plotting.write_figures(place, out, figure, plotting.Form(width, height, dpi, title=title), format_, run_)
+    for path in written:
+        say(path)
+    add_notes(notes)
 
 
 @command("fat-ray status out/quickstart --watch")

@@ -1,23 +1,19 @@
-"""The distance of `drift`, exactly, between many pairs of distributions in one pass, without forming or sorting their values.
+"""The distance of `drift`, exactly, between many pairs of distributions in one pass.
 
 Percentiles and medians are found by bracketing: a sample suggests edges, counting says between which two the wanted rank lies, and only the
-few values there are formed and sorted. A bracket that holds one value many times needs not even that: it is as narrow as float64 allows.
+few values there are looked at. A bracket that holds one value many times needs not even that: it is as narrow as float64 allows.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from fat_ray.fisher.drift import PERCENTILES, Centre, Floats, Floats32, Mode, divergence_of_counts, log_of, smallest_reaching, widened
-from fat_ray.fisher.products import Products
-from fat_ray.fisher.ruler import Ints
-from fat_ray.fisher.values import Sorted, Values
-
-Distributions = Products | Sorted | Values
+from fat_ray.fisher.distributions import Distributions, Formed
+from fat_ray.fisher.drift import PERCENTILES, Centre, Mode, divergence_of_counts, log_of, smallest_reaching, widened
+from fat_ray.fisher.ruler import Floats, Floats32, Ints
 
 _NEIGHBOURS = np.array([-40, -16, -6, -2, 2, 6, 16, 40])
-"""Where edges are taken from a sample of 512, around the rank that is looked for."""
+"""Where edges are taken from a sorted sample, around the rank that is looked for."""
 
 
 def js_divergences(reference: Distributions, current: Distributions, *, mode: Mode, bins: int, centre: Centre) -> Floats:
@@ -30,16 +26,24 @@ def js_divergences(reference: Distributions, current: Distributions, *, mode: Mo
         if centre == "median":
             shifts = np.stack([_median_logs(state) for state in states])
         low, high = _joint_percentiles(states, shifts)
-    edges = np.linspace(low, np.where(high > low, high, low + 1e-3), bins + 1, axis=1)
-    edges[:, -1] = np.nextafter(edges[:, -1], np.inf)
+    edges = _bin_edges(low, np.where(high > low, high, low + 1e-3), bins)
     thresholds = [widened(edges)] * 2 if mode == "raw" else _thresholds(edges, shifts)
-    counts = [np.diff(state.counts(marks), axis=1) for state, marks in zip(states, thresholds, strict=True)]
-    return divergence_of_counts(counts[0], counts[1])
+    below = np.stack([state.counts(marks) for state, marks in zip(states, thresholds, strict=True)])
+    return divergence_of_counts(below[..., 1:] - below[..., :-1])
 
 
-def _thresholds(edges: Floats, shifts: Floats) -> Floats32:
-    """`smallest_reaching` for each state, (states, D, edges)."""
-    return smallest_reaching(np.broadcast_to(edges, (len(shifts), *edges.shape)), shifts[:, :, None])
+def _bin_edges(low: Floats, high: Floats, bins: int) -> Floats:
+    """As numpy.linspace, to the bit; the last bin is closed on the right."""
+    edges: Floats = np.arange(bins + 1) * ((high - low) / bins)[:, None] + low[:, None]
+    edges[:, -1] = np.nextafter(high, np.inf)
+    return edges
+
+
+def _thresholds(edges: Floats, shifts: Floats) -> list[Floats32]:
+    """`smallest_reaching` for each state, found once where nothing is shifted."""
+    if not shifts.any():
+        return [smallest_reaching(edges, 0.0)] * len(shifts)
+    return [smallest_reaching(edges, shift[:, None]) for shift in shifts]
 
 
 def _joint_extremes(states: list[Distributions]) -> tuple[Floats, Floats]:
@@ -48,101 +52,115 @@ def _joint_extremes(states: list[Distributions]) -> tuple[Floats, Floats]:
 
 
 def _median_logs(state: Distributions) -> Floats:
-    samples = log_of(np.sort(state.sample(), axis=1))
-    wanted = Wanted(0.5, (state.sizes - 1) // 2, state.sizes // 2)
-    (middle,) = _order_statistics([state], np.zeros((1, len(samples))), samples, [wanted])
-    medians: Floats = middle.mean(1)
+    ranks = np.stack([(state.sizes - 1) // 2, state.sizes // 2])
+    if isinstance(state, Formed):
+        middle = log_of(state.at(ranks.T)).T
+    else:
+        samples = log_of(np.sort(state.sample(), axis=1))
+        middle = _order_statistics([state], np.zeros((1, len(samples))), samples, [0.5], ranks[None])[0]
+    medians: Floats = middle.mean(0)
     return medians
 
 
-def _joint_percentiles(states: list[Distributions], shifts: Floats) -> tuple[Floats, Floats]:
-    """Linear interpolation with the rounding of numpy.percentile."""
-    samples = np.concatenate([log_of(state.sample()) - shift[:, None] for state, shift in zip(states, shifts, strict=True)], axis=1)
-    samples.sort(axis=1)
+def _joint_percentiles(states: list[Distributions], shifts: Floats) -> Floats:
+    """The 1st and the 99th, by linear interpolation with the rounding of numpy.percentile, (2, D)."""
     last = np.sum([state.sizes for state in states], axis=0) - 1
-    wanted = []
-    for fraction in PERCENTILES:
-        first = (last * fraction).astype(np.int64)
-        wanted.append(Wanted(fraction, first, np.minimum(first + 1, last)))
-    found = []
-    for ask, ordered in zip(wanted, _order_statistics(states, shifts, samples, wanted), strict=True):
-        left, right = ordered.T
-        weight, difference = last * ask.fraction - ask.first, right - left
-        found.append(np.where(weight >= 0.5, right - difference * (1 - weight), left + difference * weight))
-    return found[0], found[1]
+    exact = last * np.array(PERCENTILES)[:, None]
+    first = exact.astype(np.int64)
+    ranks = np.stack([first, np.minimum(first + 1, last)], axis=1)
+    formed = [state for state in states if isinstance(state, Formed)]
+    if len(formed) == len(states):
+        values = _at_ends(formed, shifts, ranks)
+    else:
+        samples = np.concatenate([log_of(state.sample()) - shift[:, None] for state, shift in zip(states, shifts, strict=True)], axis=1)
+        samples.sort(axis=1)
+        values = _order_statistics(states, shifts, samples, PERCENTILES, ranks)
+    left, right = values.swapaxes(0, 1)
+    weight, difference = exact - first, right - left
+    found: Floats = np.where(weight >= 0.5, right - difference * (1 - weight), left + difference * weight)
+    return found
 
 
-class Wanted(NamedTuple):
-    """Two neighbouring ranks from 0 in each of D distributions, and the fraction of the values below them."""
+def _at_ends(states: Sequence[Formed], shifts: Floats, ranks: Ints) -> Floats:
+    """As `_order_statistics`, for ranks near both ends: they are among as many values of each state at that end."""
+    last = np.sum([state.sizes for state in states], axis=0) - 1
+    most = np.maximum(ranks[0, 1], last - ranks[1, 0]) + 1
+    parts = [part for row in zip(*(state.ends(most) for state in states), strict=True) for end in zip(*row, strict=True) for part in end]
+    # (D, ends, states), the order of the parts
+    lengths = np.stack([np.minimum(most, state.sizes) for state in states], axis=-1)[:, None].repeat(2, axis=1)
+    values: Floats | Floats32 = np.concatenate(parts)
+    if shifts.any():
+        values = log_of(values) - np.repeat(np.broadcast_to(shifts.T[:, None], lengths.shape), lengths.ravel())
+    stops = lengths.sum(-1).cumsum()
+    starts = stops - lengths.sum(-1).ravel()
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        values[start:stop].sort()
+    from_start, from_end = starts[::2] + ranks[0], stops[1::2] - 1 - (last - ranks[1])
+    found = values[np.stack([from_start, from_end])]
+    return found if shifts.any() else log_of(found)
 
-    fraction: float
-    first: Ints
-    second: Ints
 
-
-def _order_statistics(states: Sequence[Distributions], shifts: Floats, samples: Floats, wanted: Sequence[Wanted]) -> list[Floats]:
+def _order_statistics(states: Sequence[Distributions], shifts: Floats, samples: Floats, fractions: Sequence[float], ranks: Ints) -> Floats:
     """The shifted logs at some ranks of the union of distributions.
 
     Args:
         states: One or two.
         shifts: What is subtracted from the logs of each, (states, D).
         samples: Shifted logs of a sample of the union, sorted, (D, samples).
-        wanted: The ranks.
+        fractions: Fractions of the values, A of them.
+        ranks: Two neighbouring ranks at each fraction, from 0, (A, 2, D).
 
     Returns:
-        Per pair of ranks, both values, (D, 2).
+        (A, 2, D).
     """
-    edges = _edges(samples, [ask.fraction for ask in wanted])
-    thresholds = _with_ends(_thresholds(edges, shifts))
-    below = np.sum([state.counts(marks) for state, marks in zip(states, thresholds, strict=True)], axis=0)
-    return [_between_edges(states, shifts, edges, thresholds, below, ask) for ask in wanted]
-
-
-def _between_edges(
-    states: Sequence[Distributions], shifts: Floats, edges: Floats, thresholds: Floats32, below: Ints, ask: Wanted
-) -> Floats:
-    rows = np.arange(len(edges))
-    start = (below <= ask.first[:, None]).sum(1) - 1
-    stop = (below <= ask.second[:, None]).sum(1)
-    # edge i has threshold i + 1: the ends have no edge
-    low, high = (edges[rows, np.minimum(np.maximum(end - 1, 0), edges.shape[1] - 1)] for end in (start, stop))
-    single = (start > 0) & (stop == start + 1) & (stop <= edges.shape[1]) & (high == np.nextafter(low, np.inf))
-    stop = np.where(single, start, stop)
-    inside, first = _sorted_logs(states, shifts, [(marks[rows, start], marks[rows, stop]) for marks in thresholds])
-    position = np.stack([ask.first, ask.second], axis=1) - below[rows, start][:, None]
-    position[single] = 0
-    values: Floats = inside[np.minimum(first[:, None] + position, inside.size - 1)]
-    values[single] = low[single, None]
-    return values
+    edges = _edges(samples, fractions)
+    rows, num_edges = np.arange(len(edges)), edges.shape[1]
+    found = [state.locate(marks) for state, marks in zip(states, _thresholds(edges, shifts), strict=True)]
+    counts = np.sum([each.counts for each in found], axis=0)
+    # the edges around both ranks; -1 and the number of edges are the ends
+    low = (counts <= ranks[:, 0, :, None]).sum(-1) - 1
+    high = (counts <= ranks[:, 1, :, None]).sum(-1)
+    at_low, at_high = (edges[rows, np.clip(number, 0, num_edges - 1)] for number in (low, high))
+    single = (low >= 0) & (high == low + 1) & (high < num_edges) & (at_high == np.nextafter(at_low, np.inf))
+    inside, first = _sorted_logs([each.between(low, np.where(single, low, high)) for each in found], shifts)
+    below = np.where(low < 0, 0, counts[rows, np.maximum(low, 0)])
+    place = np.where(single[:, None], 0, first[:, None] + ranks - below[:, None])
+    return np.where(single[:, None], at_low[:, None], inside[place])
 
 
 def _edges(samples: Floats, fractions: Sequence[float]) -> Floats:
     """Strictly ascending edges around the fractions; an edge that repeats gives way by one step: equal values get their own bracket."""
     num_samples = samples.shape[1]
-    around = {int((fraction + offset / 512) * num_samples) for fraction in fractions for offset in _NEIGHBOURS}
-    edges: Floats = samples[:, sorted({min(max(position, 0), num_samples - 1) for position in around})]
-    edges = np.concatenate([edges, edges[:, -1:]], axis=1)
+    around = np.add.outer(np.multiply(fractions, num_samples), _NEIGHBOURS).astype(np.int64)
+    edges: Floats = samples[:, np.unique(np.clip(around, 0, num_samples - 1))]
+    edges = np.concatenate([edges, np.nextafter(edges[:, -1:], np.inf)], axis=1)
+    if (edges[:, 1:] > edges[:, :-1]).all():
+        return edges
     for column in range(1, edges.shape[1]):
         edges[:, column] = np.maximum(edges[:, column], np.nextafter(edges[:, column - 1], np.inf))
     return edges
 
 
-def _with_ends(thresholds: Floats32) -> Floats32:
-    ends = np.zeros((*thresholds.shape[:-1], 1), np.float32)
-    return np.concatenate([ends, thresholds, ends + np.float32(np.inf)], axis=-1)
+def _sorted_logs(parts: Sequence[tuple[Floats32, Ints]], shifts: Floats) -> tuple[Floats, Ints]:
+    """The shifted logs of what lies between thresholds in some states, sorted together.
 
+    Args:
+        parts: Of each state, what `Located.between` returned.
+        shifts: Of each, (states, D).
 
-def _sorted_logs(states: Sequence[Distributions], shifts: Floats, limits: list[tuple[Floats32, Floats32]]) -> tuple[Floats, Ints]:
-    """The shifted logs between two thresholds of each state, together, pair after pair, each sorted; and where each pair's start."""
-    parts = [state.between(low, high) for state, (low, high) in zip(states, limits, strict=True)]
-    lengths: Ints = np.sum([found for _, found in parts], axis=0)
-    first = lengths.cumsum() - lengths
-    joined = np.full(int(lengths.sum()) + 1, np.inf)
+    Returns:
+        Those of the first pair of thresholds and its first distribution first, and where each begin, (A, D).
+    """
+    lengths = np.sum([found for _, found in parts], axis=0)
+    ends = lengths.cumsum()
+    first: Ints = ends - lengths.ravel()
+    joined = np.full(int(ends[-1]) + 1, np.inf)
     free = first.copy()
     for (values, found), shift in zip(parts, shifts, strict=True):
-        places = np.arange(values.size) + np.repeat(free - found.cumsum() + found, found)
-        joined[places] = log_of(values) - np.repeat(shift, found)
-        free += found
+        each = found.ravel()
+        places = np.arange(values.size) + np.repeat(free - each.cumsum() + each, each)
+        joined[places] = log_of(values) - np.repeat(np.tile(shift, len(found)), each)
+        free += each
     for start, stop in zip(first.tolist(), free.tolist(), strict=True):
         joined[start:stop].sort()
-    return joined, first
+    return joined, first.reshape(lengths.shape)

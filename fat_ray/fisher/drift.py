@@ -1,15 +1,12 @@
-"""The distance between two Fisher distributions of a group, exactly as defined, without a logarithm per element.
+"""The distance between two Fisher distributions of a group, exactly as defined; `compare` has the same for many groups at once, faster.
 
 Definition: `log10(|F| + 1e-12)` of both states, each optionally centred on its median; equal bins between the joint 1st and 99th percentile
 (linear interpolation); values outside are dropped, the last bin is closed on the right; every count gets 1e-12, and every probability is at
 least 1e-12; `d = sqrt(JS(p, q))` with natural logarithms, so 0 <= d <= sqrt(ln 2). Raw mode: |F| itself, bins between the joint minimum and
 maximum. Source: arXiv 2606.10196, Alg. 1.
-
-Method: log10 is monotone, so both states are sorted as they are; only the tails that hold the percentiles are transformed; bin edges are
-mapped back to the smallest float32 that reaches them, and bins are counted by binary search.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +20,16 @@ Floats = NDArray[np.float64]
 Centre = Literal["median", "none"]
 Mode = Literal["log", "raw"]
 
-_LARGEST = int(np.float32(np.inf).view(np.int32))
+_LARGEST = np.float32(np.inf).view(np.int32)
 
 
-def js_distance(reference: Floats32, current: Floats32, *, mode: Mode = "log", bins: int = 64, centre: Centre = "none") -> float:
+def js_distance(reference: NDArray[Any], current: NDArray[Any], *, mode: Mode = "log", bins: int = 64, centre: Centre = "none") -> float:
     """Jensen-Shannon distance between the distributions of two states of one group.
 
+    Equal constants are at distance 0; unequal ones, as all that has no bin in common, at sqrt(ln 2).
+
     Args:
-        reference: Diagonal Fisher values of one state, any shape, float32, finite.
+        reference: Diagonal Fisher values of one state, any shape and real type; absolute values count.
         current: The other state; sizes may differ.
         mode: ``log`` or ``raw``, see above.
         bins: Number of histogram bins.
@@ -40,30 +39,56 @@ def js_distance(reference: Floats32, current: Floats32, *, mode: Mode = "log", b
         The distance, 0 to sqrt(ln 2) = 0.8326.
 
     Raises:
-        ValueError: A state is empty or not finite.
+        ValueError: A state is empty, not finite or not of real numbers, or an option is none of those above.
     """
-    ordered = [np.sort(np.abs(np.asarray(state, np.float32)), axis=None) for state in (reference, current)]
-    for name, state in zip(("reference", "current"), ordered, strict=True):
-        if not state.size or not np.isfinite(state[-1]):
-            raise ValueError(f"{name} must hold at least one finite value, got {state.size} values, the largest {state[-1:]}")
-    return float(np.sqrt(js_divergence_sorted(ordered[0], ordered[1], mode=mode, bins=bins, centre=centre)))
-
-
-def js_divergence_sorted(reference: Floats32, current: Floats32, *, mode: Mode = "log", bins: int = 64, centre: Centre = "none") -> float:
-    """Square of `js_distance` for states that are non-negative, finite and sorted already."""
-    if mode == "raw":
-        p, q = _raw_histograms(reference, current, bins)
+    _check(mode, bins, centre)
+    states = [_magnitudes(name, state) for name, state in (("reference", reference), ("current", current))]
+    if mode == "log":
+        states = [np.log10(state + EPSILON) for state in states]
+        if centre == "median":
+            states = [state - np.median(state) for state in states]
+        low, high = np.percentile(np.concatenate(states), [100 * fraction for fraction in PERCENTILES])
     else:
-        p, q = _log_histograms(reference, current, bins, centre)
-    return float(divergence_of_counts(p, q))
+        low, high = min(state.min() for state in states), max(state.max() for state in states)
+    edges = np.linspace(low, high if high > low else low + 1e-3, bins + 1)
+    counts = np.stack([np.histogram(state, edges)[0] for state in states])
+    return float(np.sqrt(divergence_of_counts(counts)))
 
 
-def divergence_of_counts(reference: NDArray[Any], current: NDArray[Any]) -> Floats:
-    """Jensen-Shannon divergence of histograms with equal bins, in natural units; bins are the last dimension, which goes."""
-    p, q = _probabilities(reference), _probabilities(current)
-    m = 0.5 * (p + q)
-    divergence = 0.5 * (np.sum(p * np.log(p / m), axis=-1) + np.sum(q * np.log(q / m), axis=-1))
-    positive: Floats = np.maximum(0.0, divergence)
+def _check(mode: str, bins: int, centre: str) -> None:
+    if mode not in get_args(Mode) or centre not in get_args(Centre):
+        raise ValueError(f"mode must be 'log' or 'raw' and centre 'none' or 'median', not {mode=} and {centre=}")
+    if mode == "raw" and centre == "median":
+        raise ValueError("centre='median' centres logarithms; mode='raw' needs centre='none'")
+    if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or bins < 1:
+        raise ValueError(f"bins must be a whole number from 1, not {bins!r}")
+
+
+def _magnitudes(name: str, state: NDArray[Any]) -> Floats:
+    """Absolute values, flat, in float64."""
+    array = np.asarray(state)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must hold real numbers, not {array.dtype}")
+    values = np.abs(array.astype(np.float64)).ravel()
+    if not values.size:
+        raise ValueError(f"{name} must hold at least one value, but is empty")
+    if num_bad := int((~np.isfinite(values)).sum()):
+        raise ValueError(f"{name} must be finite, but {num_bad} of its {values.size} values are NaN or infinite")
+    return values
+
+
+def divergence_of_counts(counts: NDArray[Any]) -> Floats:
+    """Jensen-Shannon divergence of pairs of histograms with equal bins, in natural units.
+
+    Args:
+        counts: (2, ..., bins).
+
+    Returns:
+        (...).
+    """
+    masses = _probabilities(counts)
+    divergence = 0.5 * np.sum(masses * np.log(masses / (0.5 * (masses[0] + masses[1]))), axis=-1)
+    positive: Floats = np.maximum(0.0, divergence[0] + divergence[1])
     return positive
 
 
@@ -75,17 +100,10 @@ def automatic_bins(size: int) -> int:
 def _probabilities(counts: NDArray[Any]) -> Floats:
     """Counts as probabilities of at least 1e-12: what the recorded distances of the released code need to be met exactly."""
     masses: Floats = np.add(counts, EPSILON, order="C")  # sums of equal counts are equal to the bit in one order only
-    masses = np.maximum(masses / masses.sum(axis=-1, keepdims=True), EPSILON)
+    masses /= masses.sum(axis=-1, keepdims=True)
+    np.maximum(masses, EPSILON, out=masses)
     masses /= masses.sum(axis=-1, keepdims=True)
     return masses
-
-
-def _raw_histograms(reference: Floats32, current: Floats32, bins: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    low, high = float(min(reference[0], current[0])), float(max(reference[-1], current[-1]))
-    edges = np.linspace(low, high if high > low else low + 1e-3, bins + 1)
-    edges[-1] = np.nextafter(edges[-1], np.inf)  # closed on the right
-    thresholds = widened(edges)
-    return _counts(reference, thresholds), _counts(current, thresholds)
 
 
 def widened(edges: Floats) -> Floats32:
@@ -96,48 +114,12 @@ def widened(edges: Floats) -> Floats32:
     return thresholds
 
 
-def _log_histograms(reference: Floats32, current: Floats32, bins: int, centre: Centre) -> tuple[NDArray[Any], NDArray[Any]]:
-    states = [reference, current]
-    shifts = [_medianlog_of(state) if centre == "median" else 0.0 for state in states]
-    low, high = _joint_percentiles(states, shifts)
-    edges = np.linspace(low, high if high > low else low + 1e-3, bins + 1)
-    edges[-1] = np.nextafter(edges[-1], np.inf)
-    p, q = (_counts(state, smallest_reaching(edges, shift)) for state, shift in zip(states, shifts, strict=True))
-    return p, q
-
-
-def _counts(ordered: Floats32, thresholds: Floats32) -> NDArray[np.int64]:
-    return np.diff(np.searchsorted(ordered, thresholds))
-
-
-def log_of(values: Floats32) -> Floats:
+def log_of(values: NDArray[np.floating[Any]]) -> Floats:
     """`log10(v + 1e-12)` in float64."""
-    return np.log10(values.astype(np.float64) + EPSILON)
-
-
-def _medianlog_of(state: Floats32) -> float:
-    middle = state[[(state.size - 1) // 2, state.size // 2]]
-    return float(log_of(middle).mean())
-
-
-def _joint_percentiles(states: list[Floats32], shifts: list[float]) -> tuple[float, float]:
-    """Percentiles of the union of the shifted logs; only the tails that can hold them are transformed."""
-    total = sum(state.size for state in states)
-    ranks = [(total - 1) * fraction for fraction in PERCENTILES]
-    below = int(ranks[0]) + 2
-    above = total - int(ranks[1])
-    head = np.sort(np.concatenate([log_of(state[:below]) - shift for state, shift in zip(states, shifts, strict=True)]))
-    tail = np.sort(np.concatenate([log_of(state[-above:]) - shift for state, shift in zip(states, shifts, strict=True)]))
-    return _interpolate(head, ranks[0]), _interpolate(tail, ranks[1] - (total - tail.size))
-
-
-def _interpolate(ordered: Floats, rank: float) -> float:
-    """Linear interpolation between order statistics, with the rounding of numpy.percentile."""
-    index = int(rank)
-    fraction = rank - index
-    left, right = ordered[index], ordered[min(index + 1, ordered.size - 1)]
-    difference = right - left
-    return float(right - difference * (1 - fraction) if fraction >= 0.5 else left + difference * fraction)
+    logs = values.astype(np.float64)
+    logs += EPSILON
+    found: Floats = np.log10(logs, out=logs)
+    return found
 
 
 def smallest_reaching(edges: Floats, shift: Floats | float) -> Floats32:
@@ -150,21 +132,24 @@ def smallest_reaching(edges: Floats, shift: Floats | float) -> Floats32:
         edges: Any shape.
         shift: Broadcasts with `edges`.
     """
-    shift = np.broadcast_to(shift, edges.shape)
+    reached = edges + shift
     with np.errstate(over="ignore"):
-        guess = np.maximum(10.0 ** (edges + shift) - EPSILON, 0.0).astype(np.float32)
+        guess = np.maximum(10.0**reached - EPSILON, 0.0).astype(np.float32)
     bits = guess.view(np.int32)
-    before, here, after = (log_of(_float32(bits + step)) - shift >= edges for step in (-1, 0, 1))
+    before, here, after = log_of(_float32(bits + _STEPS.reshape(3, *(1,) * bits.ndim))) - shift >= edges
     found = np.where(here, bits, bits + 1)
     unsure = before & (bits > 0) | ~after
     if unsure.any():
-        found[unsure] = _first_bits(_smallest_argument(edges[unsure], shift[unsure]))
+        found[unsure] = _first_bits(_smallest_argument(edges[unsure], np.broadcast_to(shift, edges.shape)[unsure]))
     return _float32(found)
+
+
+_STEPS = np.array([-1, 0, 1], np.int32)
 
 
 def _float32(bits: NDArray[np.int32]) -> Floats32:
     """Non-negative numbers from their bits, up to infinity."""
-    values: Floats32 = np.minimum(np.maximum(bits, 0), _LARGEST).astype(np.int32).view(np.float32)
+    values: Floats32 = np.minimum(np.maximum(bits, 0), _LARGEST).astype(np.int32, copy=False).view(np.float32)
     return values
 
 

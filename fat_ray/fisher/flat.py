@@ -1,7 +1,7 @@
 """Many named arrays as one, so that arithmetic on all of them takes one call; and running averages of them."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,8 @@ Array = NDArray[Any]
 PartKey = tuple[str, str]
 """(layer, part of its factors), or (parameter, ``squares``)."""
 
+
+SQUARES = "squares"
 
 Arrays = dict[str, Array]
 """Arrays by one name each, as a checkpoint keeps them."""
@@ -47,6 +49,7 @@ class Layout:
         self.shapes = dict(shapes)
         self.sizes = np.array([math.prod(shape) for shape in self.shapes.values()], np.int64)
         ends = self.sizes.cumsum()
+        self.size = int(self.sizes.sum())
         self.starts = ends - self.sizes
         self.places = {key: slice(start, end) for key, start, end in zip(self.shapes, self.starts.tolist(), ends.tolist(), strict=True)}
 
@@ -63,10 +66,10 @@ class Flat(Mapping[PartKey, Array]):
         self.data, self.layout = data, layout
 
     @classmethod
-    def of(cls, arrays: Mapping[PartKey, Array], like: "Flat | None" = None) -> "Flat":
-        """Copies arrays of one type; `like` lends its layout if it is the same."""
+    def of(cls, arrays: Mapping[PartKey, Array], like: Layout | None = None) -> "Flat":
+        """Copies arrays of one type; `like` is their layout if it is the same."""
         shapes = {key: array.shape for key, array in arrays.items()}
-        layout = like.layout if like is not None and list(like.layout.shapes.items()) == list(shapes.items()) else Layout(shapes)
+        layout = like if like is not None and list(like.shapes.items()) == list(shapes.items()) else Layout(shapes)
         return cls(np.concatenate([array.ravel() for array in arrays.values()]) if arrays else np.zeros(0), layout)
 
     def replaced(self, data: Array) -> "Flat":
@@ -75,12 +78,23 @@ class Flat(Mapping[PartKey, Array]):
 
     def only(self, keys: Iterable[PartKey]) -> "Flat":
         """What there is of these names, in their order; itself if that is all and in order already."""
+        if isinstance(keys, Flat) and keys.layout is self.layout:
+            return self
         chosen = [key for key in keys if key in self]
         return self if chosen == list(self.layout.shapes) else Flat.of({key: self[key] for key in chosen})
 
+    def over(self, other: "Flat", owners: Collection[str]) -> "Flat":
+        """These arrays, and what only the other one has of some owners."""
+        if other.layout is self.layout:
+            return self
+        missing = {key: array for key, array in other.items() if key not in self and key[0] in owners}
+        return Flat.of({**missing, **self}) if missing else self
+
     def means(self) -> NDArray[np.float64]:
         """The mean of each array."""
-        means: NDArray[np.float64] = np.add.reduceat(self.data, self.layout.starts) / self.layout.sizes if len(self) else np.zeros(0)
+        if not len(self):
+            return np.zeros(0)
+        means: NDArray[np.float64] = np.add.reduceat(self.data, self.layout.starts, dtype=np.float64) / self.layout.sizes
         return means
 
     def __getitem__(self, key: PartKey) -> Array:
@@ -103,6 +117,8 @@ NOTHING = Flat.of({})
 class RunningAverage:
     """Exponential averages `x̄ <- γ·x̄ + (1-γ)·x` of named arrays, which need not be there every time.
 
+    They are kept in float64, so that the average of equal values is that value in float32.
+
     Args:
         kind: ``bias_corrected``: from 0, divided by `1 - γ^count`; ``decayed``: from the first value; ``reset``: from 1 at every update;
             ``none``: the value itself.
@@ -111,13 +127,21 @@ class RunningAverage:
 
     def __init__(self, kind: Literal["bias_corrected", "decayed", "reset", "none"], decay: float) -> None:
         self._kind, self._decay = kind, decay
-        self._average = NOTHING
+        self._average, self._layout = NOTHING, NOTHING.layout
         self._absent: dict[PartKey, Array] = {}
         self._counts: dict[PartKey, int] = {}
 
     def update(self, arrays: Mapping[PartKey, Array]) -> Flat:
-        """The averages after these values."""
-        return self._include(Flat.of(arrays, like=self._average))
+        """The averages after these values, float32."""
+        values = Flat.of(arrays, like=self._layout)
+        self._layout = values.layout
+        if self._kind in ("none", "reset"):
+            data = values.data.astype(np.float32, copy=False)  # a copy of our own
+            if self._kind == "reset":
+                data *= np.float32(1 - self._decay)
+                data += np.float32(self._decay)
+            return values.replaced(data)
+        return self._include(values.replaced(values.data.astype(np.float64, copy=False)))
 
     def state(self) -> Arrays:
         """Averages and their counts, for `load_state`; nothing where nothing is remembered."""
@@ -132,28 +156,23 @@ class RunningAverage:
         self._counts = {key: int(count) for key, count in nested(below("count", arrays)).items()}
 
     def _include(self, values: Flat) -> Flat:
-        if self._kind == "reset":
-            values = values.replaced(self._decay + (1 - self._decay) * values.data)
-        if self._kind in ("none", "reset"):
-            self._average = values
-            return values
-        average = self._decay * self._before(values)
-        np.multiply(values.data, 1 - self._decay, out=values.data)  # a copy of our own
+        average = self._before(values)
+        average *= self._decay
+        values.data *= 1 - self._decay
         average += values.data
         self._average = values.replaced(average)
         for key in values:
             self._counts[key] = self._counts.get(key, 0) + 1
         if self._kind == "decayed":
-            return self._average
+            return values.replaced(average.astype(np.float32))
         weights = [1 - self._decay ** self._counts[key] for key in values]
-        return values.replaced(average / np.repeat(weights, values.layout.sizes))
+        return values.replaced((average / np.repeat(weights, values.layout.sizes)).astype(np.float32))
 
     def _before(self, values: Flat) -> Array:
         if values.layout is self._average.layout:
             return self._average.data
         self._absent.update(self._average)
-        start = values.data if self._kind == "decayed" else np.zeros_like(values.data)
-        known = values.replaced(start.copy())
+        known = values.replaced(values.data.copy() if self._kind == "decayed" else np.zeros_like(values.data))
         for key in values:
             if key in self._absent:
                 known[key][...] = self._absent.pop(key)

@@ -1,6 +1,6 @@
 """From collected sums to one distance per group, equal to the bit on every rank: states, what they are compared with, who computes what."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,16 +9,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fat_ray.fisher.collector import Sums, covered_layers
-from fat_ray.fisher.compare import Distributions, js_divergences
-from fat_ray.fisher.drift import automatic_bins
+from fat_ray.fisher.comparison import Comparison, WithAverage, WithPrevious, owners_of
 from fat_ray.fisher.factors import ExactFormulas, Formulas
-from fat_ray.fisher.flat import NOTHING, Arrays, Flat, PartKey, RunningAverage, below, named, nested, prefixed
+from fat_ray.fisher.flat import NOTHING, SQUARES, Array, Arrays, Flat, PartKey, RunningAverage, below, named, nested, prefixed
 from fat_ray.fisher.groups import Group
-from fat_ray.fisher.products import Products
-from fat_ray.fisher.reduce import Ranks, all_sum, reduce_sums, world
+from fat_ray.fisher.reduce import Ranks, Totals, all_sum, reduce_sums, world
 from fat_ray.fisher.released import ReleasedFormulas
-from fat_ray.fisher.state import SQUARES, UNKNOWN, State, Vectors, at_scale_of, group_values, is_known, mean
-from fat_ray.fisher.values import Sorted, Values
+from fat_ray.fisher.state import State, group_values
 from fat_ray.spec.run import DriftSpec, FisherSpec
 
 Floats = NDArray[np.float64]
@@ -26,13 +23,6 @@ Floats32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Gradients = Callable[[str], Floats]
 """Name of a parameter to the square of its mean gradient over the global batch."""
-
-_LARGE = 8192
-"""Values from which on it is quicker to count them by their leading bits than to sort them."""
-
-
-_LEAST = 256
-"""Entries of vectors that take as much scratch memory as the samples and thresholds of a group."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +33,7 @@ class Measurement:
         distance: Per group; with noise correction the divergence above what noise explains, which may be negative.
         noise: Per group, the divergence of the noise alone; 0 without correction.
         measured: Which groups were compared.
-        finite: Whether all statistics were; if not, nothing was compared.
+        finite: Whether all statistics were; if not, nothing was compared and nothing remembered.
     """
 
     distance: Floats
@@ -60,8 +50,9 @@ def build_formulas(spec: FisherSpec) -> Formulas:
 class DriftMeter:
     """Measures how far each group's Fisher distribution moved.
 
-    With `compare: previous` only factors are kept (inputs + outputs per layer and half), never a matrix. With `compare: average` each
-    rank keeps the element-wise averages of the groups it compares, in float32. Parameters without factors keep their squared gradients.
+    Each rank keeps and compares the states of its share of the groups. With `compare: previous` these are factors only (inputs + outputs
+    per layer and half), never a matrix, and layers are shared out; with `compare: average`, element-wise averages of the groups in float32.
+    Parameters without factors keep their squared gradients.
 
     Args:
         model: The network the groups were built from.
@@ -69,67 +60,71 @@ class DriftMeter:
         fisher: Estimation.
         drift: Comparison.
         ranks: Who shares the work; None: all ranks.
+
+    Attributes:
+        factored: Per group, whether its Fisher is made of factors.
+        dead: Groups whose Fisher is zero by decree (`uncovered: zero`): without factors, or not reached by the first collection.
+        mine: Per group, whether this rank compares it.
     """
 
     def __init__(self, model: nn.Module, groups: list[Group], fisher: FisherSpec, drift: DriftSpec, ranks: Ranks = None) -> None:
         self._groups, self._fisher, self._drift, self._ranks = groups, fisher, drift, ranks
         self._formulas = build_formulas(fisher)
-        covered = covered_layers(model, groups, self._formulas) if fisher.estimator == "kronecker" else {}
-        self._modules = covered
-        self.factored = np.array([group.layer in covered for group in groups])
+        self._modules = covered_layers(model, groups, self._formulas) if fisher.estimator == "kronecker" else {}
+        self.factored = np.array([group.layer in self._modules for group in groups])
+        by_average = drift.compare == "average"
+        rank, num_ranks = world(ranks)
+        self.mine: Bools = np.array(_owners(groups, num_ranks, together=not by_average)) == rank
+        self._comparison: Comparison = (WithAverage if by_average else WithPrevious)(groups, self.factored, drift)
         self._averages = [RunningAverage(fisher.average, fisher.decay) for _ in range(2)]
         self._square_averages = [RunningAverage(fisher.average, fisher.decay) for _ in range(2)]
-        self._previous: list[State] = []
-        self._elementwise: dict[int, Floats32] = {}
+        self._waiting: dict[PartKey, Array] = {}
+        none = np.zeros(len(groups), np.bool_)
+        self._waits, self._known, self._active = none, none, ~none
+        self.dead: Bools = ~self.factored if fisher.uncovered == "zero" else none
         self._updates = 0
-        self._sizes = [group.elements for group in groups]
-        self._owners = _owners(self._sizes, world(ranks)[1])  # of the element-wise averages, which stay where they are
-        self._budget = 1 << 17  # entries of the vectors that are compared at a time
-        self._shapes: dict[int, tuple[bool, int]] = {}
-        self._waiting: dict[PartKey, Floats] = {}
+        self._owned = owners_of(group for group, on in zip(groups, self.mine, strict=True) if on)
 
     @property
     def halves(self) -> bool:
         """Whether the two halves of each batch must be collected apart."""
         return self._drift.noise == "swap"
 
-    @property
-    def dead(self) -> Bools:
-        """Groups whose Fisher is zero by decree (`uncovered: zero`)."""
-        return ~self.factored if self._fisher.uncovered == "zero" else np.zeros_like(self.factored)
-
     def state(self) -> Arrays:
-        """What every rank holds alike: running averages, previous states, squared gradients that wait for their second half."""
-        arrays: Arrays = {"updates": np.array(self._updates), **prefixed("waiting", named(self._waiting))}
+        """What every rank holds alike."""
+        return {"updates": np.array(self._updates), "known": self._known, "waits": self._waits}
+
+    def share(self) -> Arrays:
+        """What this rank holds of the groups that it compares; what several ranks hold is the same on all."""
+        arrays = {**prefixed("waiting", named(self._waiting)), **prefixed("compared", self._comparison.state())}
         for half in range(2):
             arrays |= prefixed(f"average-{half}", self._averages[half].state())
             arrays |= prefixed(f"average-of-squares-{half}", self._square_averages[half].state())
-        for half, previous in enumerate(self._previous):
-            arrays |= prefixed(f"previous-{half}/factors", named(previous.factors))
-            arrays |= prefixed(f"previous-{half}/squares", named(previous.squares))
         return arrays
 
-    def share(self) -> Arrays:
-        """What this rank alone holds: the element-wise averages of the groups that it compares, by number of the group."""
-        return {str(index): average for index, average in self._elementwise.items()}
-
-    def load_state(self, arrays: Arrays, shares: Mapping[str, Callable[[], Floats32]]) -> None:
+    def load_state(self, arrays: Arrays, shares: Mapping[str, Callable[[], Array]]) -> None:
         """Goes on from what `state` and `share` returned, also on another number of ranks.
 
         Args:
             arrays: What `state` returned on any rank.
             shares: What `share` returned on all ranks together; this rank reads what it compares now.
         """
-        self._updates = int(arrays["updates"])
-        self._waiting = nested(below("waiting", arrays))
+        self._updates, self._known, self._waits = int(arrays["updates"]), arrays["known"], arrays["waits"]
+        own = {name: read() for name, read in shares.items() if self._holds(name)}
+        self._waiting = nested(below("waiting", own))
+        self._comparison.load_state(below("compared", own))
         for half in range(2):
-            self._averages[half].load_state(below(f"average-{half}", arrays))
-            self._square_averages[half].load_state(below(f"average-of-squares-{half}", arrays))
-        halves = range((2 if self.halves else 1) if self._updates else 0)
-        parts = [[below(f"previous-{half}/{part}", arrays) for part in ("factors", "squares")] for half in halves]
-        self._previous = [State(*(Flat.of(nested(part)) for part in both)) for both in parts]
-        rank = world(self._ranks)[0]
-        self._elementwise = {int(index): read() for index, read in shares.items() if self._owners[int(index)] == rank}
+            self._averages[half].load_state(below(f"average-{half}", own))
+            self._square_averages[half].load_state(below(f"average-of-squares-{half}", own))
+
+    def _holds(self, name: str) -> bool:
+        """Whether this rank needs an array of `share`."""
+        section, _, rest = name.removeprefix("compared/").partition("/")
+        if section == "average":
+            return bool(self.mine[int(rest)])
+        if section.startswith("average-"):
+            rest = rest.partition("/")[2]
+        return rest.rpartition("/")[0] in self._owned
 
     def update(self, sums: Sums, squared_gradient: Gradients, active: Bools, device: torch.device) -> Measurement:
         """Takes a collection into the state, and compares.
@@ -140,17 +135,15 @@ class DriftMeter:
             active: Groups to compare; layers of the others need not be in `sums`.
             device: Where the collectives run.
         """
-        states = self._advance(sums, squared_gradient, active, device)
-        num_groups = len(self._groups)
-        if not all(state.is_finite() for state in states):
-            return Measurement(np.zeros(num_groups), np.zeros(num_groups), np.zeros(num_groups, bool), finite=False)
-        if self._drift.compare == "average":
-            found, measured = self._compare_with_average(states, active)
-        else:
-            found, measured = self._compare_with_previous(states, active)
-        if self._waiting:  # squared gradients that wait for their second half keep their previous state
-            states = [State(new.factors, old.squares) for new, old in zip(states, self._previous or states, strict=True)]
-        self._previous = states
+        totals = reduce_sums(sums, device, self._ranks)
+        squares, finite = self._squares(squared_gradient, active)
+        if not (totals.finite and finite):
+            return Measurement(np.zeros(len(active)), np.zeros(len(active)), np.zeros_like(active), finite=False)
+        self._forget_frozen(active)
+        fresh = self._fresh(totals, active)
+        states = self._advance(totals, squares)
+        found = self._comparison.compare(states, np.flatnonzero(fresh & self.mine).tolist(), self._known)
+        measured, self._known = fresh & self._known, self._known | fresh
         self._updates += 1
         shared = all_sum(torch.from_numpy(found).to(device), self._ranks).cpu().numpy()
         return Measurement(shared[0], shared[1], measured)
@@ -175,145 +168,99 @@ class DriftMeter:
         squares = {(name, SQUARES): squared_gradient(name) for name in self._without_factors(active & ~self.dead)}
         state = State(Flat.of(factors), Flat.of(squares))
         means = np.where(active & self.dead, 0.0, np.nan)
-        for index in np.flatnonzero(self._known(state, active & ~self.dead)).tolist():
-            means[index] = group_values(self._groups[index], state, factored=bool(self.factored[index])).mean(dtype=np.float64)
+        for index in np.flatnonzero(active & ~self.dead).tolist():
+            group, factored = self._groups[index], bool(self.factored[index])
+            if not factored or group.layer in joined:
+                means[index] = group_values(group, state, factored=factored).mean(dtype=np.float64)
         return means
 
-    def _advance(self, sums: Sums, squared_gradient: Gradients, active: Bools, device: torch.device) -> list[State]:
-        """The states after this collection: one per half with noise correction, else one."""
-        halves = (0, 1) if self.halves else (1,)
-        factors = self._factors(sums, device)
-        squares = [NOTHING for _ in halves]
-        if self._fisher.uncovered == "squared_gradient" or self._fisher.estimator == "squared_gradient":
-            squares = self._squares(squared_gradient, active)
-        averages = [self._averages[half].update(factors.pop(half, {})) for half in halves]
-        return [State(*both) for both in zip(averages, squares, strict=True)]
+    def _forget_frozen(self, active: Bools) -> None:
+        if (active != self._active).any():
+            self._active, self._known = active.copy(), self._known & active
+            self._comparison.keep(active & self.mine)
 
-    def _factors(self, sums: Sums, device: torch.device) -> dict[int, dict[PartKey, Floats]]:
+    def _fresh(self, totals: Totals, active: Bools) -> Bools:
+        """Groups of which this collection makes a new state; at the first one, all others are dead if they may be."""
+        collected = {layer for layer, _, _ in totals}
+        reached = np.array([group.layer in collected for group in self._groups])
+        fresh: Bools = active & np.where(self.factored, reached, self._completed)
+        if self._updates == 0 and self._fisher.uncovered == "zero":
+            self.dead = self.dead | (active & ~fresh)
+        return fresh & ~self.dead
+
+    def _advance(self, totals: Totals, squares: list[dict[PartKey, Array]]) -> list[State]:
+        """The states after this collection of what this rank compares: one per half with noise correction, else one."""
+        factors = self._factors(totals)
+        halves = (0, 1) if self.halves else (1,)
+        averages = [self._averages[half].update(factors.get(half, {})) for half in halves]
+        averages_of_squares = [
+            self._square_averages[half].update(each) if each else NOTHING for half, each in zip(halves, squares, strict=True)
+        ]
+        return [State(*both) for both in zip(averages, averages_of_squares, strict=True)]
+
+    def _factors(self, totals: Totals) -> dict[int, dict[PartKey, Array]]:
         """Factors over the global batch, of each half."""
         by_layer: dict[tuple[str, int], dict[str, tuple[Floats, float]]] = {}
-        for (layer, part, half), total in reduce_sums(sums, device, self._ranks).items():
-            by_layer.setdefault((layer, half), {})[part] = total
-        factors: dict[int, dict[PartKey, Floats]] = {}
+        for (layer, part, half), total in totals.items():
+            if layer in self._owned:
+                by_layer.setdefault((layer, half), {})[part] = total
+        factors: dict[int, dict[PartKey, Array]] = {}
         for (layer, half), parts in by_layer.items():
             finished = self._formulas.finish(self._modules[layer], parts)
             factors.setdefault(half, {}).update({(layer, part): value for part, value in finished.items()})
         return factors
 
-    def _squares(self, squared_gradient: Gradients, active: Bools) -> list[Flat]:
-        """Squared gradients of active parameters without factors; with noise correction, consecutive collections are the two halves."""
-        squares = {(name, SQUARES): squared_gradient(name) for name in self._without_factors(active)}
-        if not self.halves:
-            return [self._square_averages[1].update(squares)]
-        if not self._waiting:
-            self._waiting = squares
-            return [NOTHING, NOTHING]
-        waited, self._waiting = self._waiting, {}
-        known = [key for key in squares if key in waited]  # what thawed in between is left for the next pair
-        pair = ({key: collected[key] for key in known} for collected in (waited, squares))
-        return [average.update(each) for average, each in zip(self._square_averages, pair, strict=True)]
+    def _squares(self, squared_gradient: Gradients, active: Bools) -> tuple[list[dict[PartKey, Array]], bool]:
+        """Squared gradients of what this rank compares, one collection per half, and whether those of all ranks are finite.
 
-    def _without_factors(self, active: Bools) -> list[str]:
-        """Names of the parameters of active groups without factors."""
-        groups = [self._groups[index] for index in np.flatnonzero(active & ~self.factored)]
+        With noise correction, consecutive collections are the two halves: the first one waits for the second. All ranks ask for all
+        gradients, as those of sharded tensors are gathered.
+        """
+        nothing: list[dict[PartKey, Array]] = [{} for _ in range(2 if self.halves else 1)]
+        wanted = active & ~self.factored & ~self.dead
+        self._completed = np.zeros_like(wanted)
+        if not wanted.any():
+            return nothing, True
+        gradients = {name: squared_gradient(name) for name in self._without_factors(wanted)}
+        largest = np.finfo(np.float32).max
+        if not all((gradient <= largest).all() for gradient in gradients.values()):
+            return nothing, False
+        own = {(name, SQUARES): gradient.astype(np.float32) for name, gradient in gradients.items() if name in self._owned}
+        if not self.halves:
+            self._completed = wanted
+            return [own], True
+        if not self._waits.any():
+            self._waits, self._waiting = wanted, own
+            return nothing, True
+        self._completed, self._waits = wanted & self._waits, np.zeros_like(wanted)
+        waited, self._waiting = self._waiting, {}
+        names = set(self._without_factors(self._completed))  # what thawed in between is left for the next pair
+        # in one order, also where a checkpoint had another: halves are added as they stand
+        return [{key: each[key] for key in own if key[0] in names} for each in (waited, own)], True
+
+    def _without_factors(self, chosen: Bools) -> list[str]:
+        """Names of the parameters of some groups, if they have no factors."""
+        groups = [self._groups[index] for index in np.flatnonzero(chosen & ~self.factored)]
         return list(dict.fromkeys(member.parameter for group in groups for member in group.members))
 
-    def _compare_with_previous(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
-        found = np.zeros((2, len(self._groups)))
-        previous = self._previous or [UNKNOWN for _ in states]
-        previous = [before.only(now) for before, now in zip(previous, states, strict=True)]
-        states = [now.only(before) for before, now in zip(previous, states, strict=True)]
-        measured = self._known(states[-1], active)
-        sizes = [size if on else 0 for size, on in zip(self._sizes, measured, strict=True)]
-        mine = self._mine(measured, _owners(sizes, world(self._ranks)[1]))
-        pairs = [(previous[0], states[0])]
-        if self.halves:
-            (before_a, before_b), (now_a, now_b) = previous, states
-            scaled_a, scaled_b = at_scale_of(states, previous)
-            pairs = [(mean(before_a, before_b), mean(now_a, now_b)), (mean(now_a, scaled_b), mean(scaled_a, now_b))]
-        formed = [[Vectors(state) for state in pair] for pair in pairs]
-        for batch in self._batches(mine, formed[0][0]):
-            sides = [[self._vectors(index, pair[side]) for pair in formed for index in batch] for side in (0, 1)]
-            moved, *apart = self._divergences(batch, _distributions(sides[0]), _distributions(sides[1])).reshape(len(pairs), -1)
-            found[:, batch] = (moved - apart[0], apart[0]) if apart else (np.sqrt(moved), 0 * moved)
-        return found, measured
 
-    def _known(self, state: State, active: Bools) -> Bools:
-        wanted = zip(self._groups, self.factored.tolist(), active.tolist(), strict=True)
-        return np.array([on and is_known(group, state, factored=factored) for group, factored, on in wanted])
+def _owners(groups: list[Group], num_ranks: int, *, together: bool) -> list[int]:
+    """Which rank compares which group: largest first, each to the rank with the least work so far.
 
-    def _vectors(self, index: int, vectors: Vectors) -> tuple[Floats32, Floats32]:
-        return vectors.of(self._groups[index], factored=bool(self.factored[index]))
-
-    def _divergences(self, batch: list[int], reference: Distributions, current: Distributions) -> Floats:
-        bins = self._bins(self._sizes[batch[0]])
-        return js_divergences(reference, current, mode=self._drift.distance, bins=bins, centre=self._drift.centre)
-
-    def _bins(self, size: int) -> int:
-        return automatic_bins(size) if self._drift.bins == "auto" else self._drift.bins
-
-    def _batches(self, chosen: list[int], vectors: Vectors) -> Iterator[list[int]]:
-        """Groups of one kind, as many at a time as scratch memory allows; with and without an element-wise average apart."""
-        kinds: dict[tuple[bool, bool, bool, int], list[int]] = {}
-        for index in chosen:
-            if index not in self._shapes:
-                rows, columns = self._vectors(index, vectors)
-                self._shapes[index] = rows.size == 1, rows.size + columns.size + _LEAST
-            averaged, size = index in self._elementwise, self._sizes[index]
-            kind = averaged, averaged and size >= _LARGE, self._shapes[index][0], self._bins(size)
-            kinds.setdefault(kind, []).append(index)
-        for (_, large, _, _), members in kinds.items():
-            batch: list[int] = []
-            room = 0
-            for index in members:
-                need = self._shapes[index][1] + (self._sizes[index] >> 3) if large else self._shapes[index][1]
-                if batch and need > room:
-                    yield batch
-                    batch = []
-                room = (room if batch else self._budget) - need
-                batch.append(index)
-            yield batch
-
-    def _compare_with_average(self, states: list[State], active: Bools) -> tuple[Floats, Bools]:
-        """Each state against the element-wise average of all before; the first state only starts the average."""
-        found = np.zeros((2, len(self._groups)))
-        present = self._known(states[0], active)
-        formed = Vectors(states[0])
-        for batch in self._batches(self._mine(present, self._owners), formed):
-            vectors = [self._vectors(index, formed) for index in batch]
-            if batch[0] in self._elementwise:
-                averages = [self._elementwise[index] for index in batch]
-                reference = Values(averages) if averages[0].size >= _LARGE else Sorted(averages)
-                found[0, batch] = np.sqrt(self._divergences(batch, reference, _distributions(vectors)))
-            for index, (rows, columns) in zip(batch, vectors, strict=True):
-                self._average(index, np.outer(rows, columns).ravel())
-        for frozen in np.flatnonzero(~active).tolist():
-            self._elementwise.pop(frozen, None)
-        return found, present & (self._updates > 0)
-
-    def _average(self, index: int, values: Floats32) -> None:
-        """`E <- decay·E + (1-decay)·F` in float32; the first F starts E."""
-        average = self._elementwise.setdefault(index, values)
-        if average is not values:
-            average *= np.float32(self._drift.compare_decay)
-            values *= np.float32(1.0 - self._drift.compare_decay)
-            average += values
-
-    def _mine(self, wanted: Bools, owners: list[int]) -> list[int]:
-        rank = world(self._ranks)[0]
-        return [int(index) for index in np.flatnonzero(wanted) if owners[index] == rank]
-
-
-def _distributions(vectors: list[tuple[Floats32, Floats32]]) -> Products | Sorted:
-    if vectors[0][0].size == 1:
-        return Sorted([columns for _, columns in vectors])
-    return Products(vectors)
-
-
-def _owners(sizes: list[int], num_ranks: int) -> list[int]:
-    """Which rank compares which group: largest first, each to the rank with the least work so far."""
-    load, owners = [0] * num_ranks, [0] * len(sizes)
-    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        owners[index] = load.index(min(load))
-        load[owners[index]] += sizes[index] + 2000  # a comparison costs about as much as sorting so many elements
+    Args:
+        groups: All groups.
+        num_ranks: Among how many.
+        together: Whether the groups of a layer go to one rank.
+    """
+    shares: dict[object, list[int]] = {}
+    for index, group in enumerate(groups):
+        shares.setdefault(group.layer if together else index, []).append(index)
+    # a comparison costs about as much as sorting so many elements
+    work = {key: sum(groups[index].elements + 2000 for index in members) for key, members in shares.items()}
+    load, owners = [0] * num_ranks, [0] * len(groups)
+    for key in sorted(shares, key=lambda key: -work[key]):
+        rank = load.index(min(load))
+        load[rank] += work[key]
+        for index in shares[key]:
+            owners[index] = rank
     return owners

@@ -12,8 +12,15 @@ from torch import Tensor
 from fat_ray.errors import RankDisagreementError
 from fat_ray.fisher.collector import Key, Sums
 
-Totals = dict[Key, tuple[NDArray[np.float64], float]]
-"""(layer, part, half) to the sum over the global batch and its count."""
+
+class Totals(dict[Key, tuple[NDArray[np.float64], float]]):
+    """(layer, part, half) to the sum over the global batch and its count.
+
+    Attributes:
+        finite: Whether all sums are, in float32, as all ranks see alike.
+    """
+
+    finite = True
 
 
 Ranks = dist.ProcessGroup | None
@@ -55,12 +62,14 @@ def reduce_sums(sums: Sums, device: torch.device, ranks: Ranks = None) -> Totals
         device: Where the collective runs.
         ranks: Between whom.
     """
+    totals = Totals()
     if not sums:
-        return {}
+        return totals
     counts = torch.tensor([float(count) for _, count in sums.values()], dtype=torch.float64, device=device)
     # counts are float64, and so is what they are joined with
     flat = all_sum(torch.cat([*(value.flatten() for value, _ in sums.values()), counts]), ranks).cpu().numpy()
-    totals: Totals = {}
+    largest = np.finfo(np.float32).max
+    totals.finite = bool(-largest <= flat.min() and flat.max() <= largest)
     start = 0
     for (key, (value, _)), count in zip(sums.items(), flat[flat.size - len(sums) :].tolist(), strict=True):
         totals[key] = flat[start : start + value.numel()].reshape(value.shape), count

@@ -1,28 +1,24 @@
 """The Fisher of each group as it is known: averaged factors, and the values of a group formed from them when needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fat_ray.fisher.flat import NOTHING, Flat
+from fat_ray.fisher.flat import NOTHING, SQUARES, Flat
 from fat_ray.fisher.groups import Block, Group
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
-SQUARES = "squares"
 _PARTS = ("row", "column", "bias_row", "bias_column")
 
 ONE = np.ones(1, np.float32)
 
-_SMALL = 1024
-"""Groups of fewer entries are compared as they are: that costs no more than two vectors do."""
-
 
 @dataclass(frozen=True)
 class State:
-    """What is known after a collection.
+    """What is known after a collection, in float32.
 
     Attributes:
         factors: By (layer, part).
@@ -32,13 +28,13 @@ class State:
     factors: Flat
     squares: Flat
 
-    def is_finite(self) -> bool:
-        """Whether all of it is."""
-        return bool(np.isfinite(self.factors.data).all() and np.isfinite(self.squares.data).all())
-
     def only(self, other: "State") -> "State":
         """What the other state has too."""
         return State(self.factors.only(other.factors), self.squares.only(other.squares))
+
+    def over(self, other: "State", owners: Collection[str]) -> "State":
+        """This state, and what only the other one has of some layers and parameters."""
+        return State(self.factors.over(other.factors, owners), self.squares.over(other.squares, owners))
 
 
 UNKNOWN = State(NOTHING, NOTHING)
@@ -47,7 +43,7 @@ UNKNOWN = State(NOTHING, NOTHING)
 def mean(first: State, second: State) -> State:
     """The mean of two states of the same keys, in float32."""
     pairs = (first.factors, second.factors), (first.squares, second.squares)
-    return State(*(a.replaced((0.5 * (a.data + b.data)).astype(np.float32)) for a, b in pairs))
+    return State(*(a.replaced(np.float32(0.5) * (a.data + b.data)) for a, b in pairs))
 
 
 def at_scale_of(current: Sequence[State], previous: Sequence[State]) -> list[State]:
@@ -68,14 +64,7 @@ def _scaled(current: list[Flat], previous: list[Flat]) -> list[Flat]:
     now, before = (np.sum([flat.means() for flat in side], axis=0) for side in (current, previous))
     known = (now > 0) & (before > 0)
     scales = np.repeat(np.divide(now, before, out=np.ones_like(now), where=known), previous[0].layout.sizes)
-    return [flat.replaced(scales * flat.data) for flat in previous]
-
-
-def is_known(group: Group, state: State, *, factored: bool) -> bool:
-    """Whether the state holds what the group's values are formed from."""
-    if factored:
-        return (group.layer, "row") in state.factors and (group.layer, "column") in state.factors
-    return all((member.parameter, SQUARES) in state.squares for member in group.members)
+    return [flat.replaced((scales * flat.data).astype(np.float32)) for flat in previous]
 
 
 def group_values(group: Group, state: State, *, factored: bool) -> Floats32:
@@ -85,53 +74,8 @@ def group_values(group: Group, state: State, *, factored: bool) -> Floats32:
     return _layer_values(group, _parts(group.layer, state))
 
 
-class Vectors:
-    """Forms groups from one state as pairs of vectors; what all blocks of a layer share is formed once, and is one object.
-
-    Args:
-        state: Factors and squares.
-    """
-
-    def __init__(self, state: State) -> None:
-        self._state = state
-        self._layers: dict[str, dict[str, Floats32]] = {}
-        self._whole: dict[tuple[str, int, int], Floats32] = {}
-
-    def of(self, group: Group, *, factored: bool) -> tuple[Floats32, Floats32]:
-        """Two float32 vectors whose products are the values of a group, in an order of their own; the first is the number 1 or its own."""
-        if not factored:
-            return ONE, group_values(group, self._state, factored=False)
-        parts = self._layers.get(group.layer)
-        if parts is None:
-            parts = self._layers[group.layer] = _parts(group.layer, self._state)
-        if group.elements >= _SMALL and _is_product(group, parts):
-            return self._outer_factors(group, parts)
-        return ONE, _layer_values(group, parts)
-
-    def _outer_factors(self, group: Group, parts: Mapping[str, Floats32]) -> tuple[Floats32, Floats32]:
-        """The factor that is cut, and the one that all blocks share; bias entries of the same rows are one more column."""
-        weight, *others = group.members
-        row, column = parts["row"], parts["column"]
-        if weight.dim == 0:
-            key = group.layer, 0, len(others)
-            if key not in self._whole:
-                self._whole[key] = np.concatenate([column.ravel(), *(parts.get("bias_column", ONE) for _ in others)])
-            return row[weight.start : weight.stop], self._whole[key]
-        cut = column.reshape(weight.shape[1], -1)[weight.start : weight.stop].ravel()
-        if others:
-            cut = np.concatenate([cut, *(parts.get("bias_column", ONE) for _ in others)])
-        return cut, row
-
-
 def _parts(layer: str, state: State) -> dict[str, Floats32]:
     return {part: state.factors[layer, part].astype(np.float32, copy=False) for part in _PARTS if (layer, part) in state.factors}
-
-
-def _is_product(group: Group, parts: Mapping[str, Floats32]) -> bool:
-    """Whether the group is a block of a weight with one channel group, which may carry the bias entries of its rows."""
-    weight, *others = group.members
-    row, column = parts["row"], parts["column"]
-    return not (weight.role == "bias" or row.ndim == len(weight.shape) or column.shape[0] != 1 or (others and "bias_row" in parts))
 
 
 def _layer_values(group: Group, parts: Mapping[str, Floats32]) -> Floats32:

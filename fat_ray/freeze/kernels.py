@@ -174,22 +174,36 @@ def _grads_of_rows(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, 
 def _is_product(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """Whether the gradients are products of matrices that lie in memory as such, but of which torch's kernel would make copies.
 
-    So it is with pointwise convolutions in channels last on the CPU where torch does without oneDNN (few examples, one thread).
+    So it is with pointwise convolutions of images in channels last on the CPU where torch does without oneDNN (few examples, one thread).
     """
     stride, padding, dilation, groups = geometry
-    is_pointwise = weight[0, 0].numel() == 1 and groups == 1 and set(stride) == {1} and not any(padding)
-    if not is_pointwise or grad.device.type != "cpu" or not all(tensor.movedim(1, -1).is_contiguous() for tensor in (grad, x)):
+    shape = weight.shape
+    if len(shape) != 4 or shape[2:] != (1, 1) or groups != 1 or stride != (1, 1) or padding != (0, 0) or grad.device.type != "cpu":
         return False
-    chosen: Any = torch._C._select_conv_backend  # noqa: SLF001  as inductor asks
-    return str(chosen(x, weight, None, stride, padding, dilation, False, (0,) * len(stride), groups)).startswith("_ConvBackend.Slow")  # noqa: FBT003
+    if not (grad.is_contiguous(memory_format=torch.channels_last) and x.is_contiguous(memory_format=torch.channels_last)):
+        return False
+    chosen = torch._C._select_conv_backend(x, weight, None, stride, padding, dilation, False, padding, groups)  # noqa: SLF001, FBT003  as inductor asks
+    return bool(chosen == torch._C._ConvBackend.Slow2d)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def _products(grad: Tensor, x: Tensor, weight: Tensor, runs: Runs, *, wants_input: bool) -> tuple[Tensor | None, list[Tensor]]:
-    """Gradients of the input, if it is wanted, and of the runs of rows of a pointwise convolution in channels last."""
-    rows, columns = (tensor.movedim(1, -1).flatten(0, -2) for tensor in (grad, x))
-    shape = grad.shape[0], *grad.shape[2:], -1
-    input_grad = (rows @ weight.flatten(1)).reshape(shape).movedim(-1, 1) if wants_input else None
-    return input_grad, [(rows[:, start:stop].t() @ columns).reshape(-1, *weight.shape[1:]) for start, stop in runs]
+    """Gradients of the input, if it is wanted, and of the runs of rows of a pointwise convolution of images in channels last.
+
+    Matrices are read from memory as they lie there: between the layers of a network, each step of a chain of views costs as much as a
+    small product.
+    """
+    outputs, inputs = weight.shape[:2]
+    positions = grad.numel() // outputs
+    columns, start_of = x.as_strided((positions, inputs), (inputs, 1)), grad.storage_offset()
+    input_grad = None
+    if wants_input:
+        rows = grad.as_strided((positions, outputs), (outputs, 1))
+        input_grad = torch.mm(rows, weight.flatten(1)).as_strided(x.shape, x.stride())
+    parts = []
+    for start, stop in runs:
+        chosen = grad.as_strided((stop - start, positions), (1, outputs), start_of + start)
+        parts.append(torch.mm(chosen, columns).view(stop - start, inputs, 1, 1))
+    return input_grad, parts
 
 
 def _covering(runs: Runs, unit: int) -> list[Run]:

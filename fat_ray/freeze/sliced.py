@@ -160,8 +160,10 @@ def _cast(x: Tensor) -> Tensor:
 
 def _padded(module: Any, x: Tensor) -> tuple[Tensor, Geometry]:
     """The input and the geometry of a convolution whose padding is of zeros and equal on both sides."""
-    margins = module._reversed_padding_repeated_twice  # noqa: SLF001  in functional.pad's order; it also resolves padding="same"
     stride, dilation, groups = module.stride, module.dilation, module.groups
+    if module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        return x, (stride, module.padding, dilation, groups)
+    margins = module._reversed_padding_repeated_twice  # noqa: SLF001  in functional.pad's order; it also resolves padding="same"
     if module.padding_mode == "zeros" and margins[::2] == margins[1::2]:
         return x, (stride, tuple(margins[::-2]), dilation, groups)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode

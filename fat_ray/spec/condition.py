@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fat_ray.spec.document import parse
 from fat_ray.spec.path import shorten
 
 _FORM = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(==|!=|\bin\b)\s*(\S.*?)\s*", re.DOTALL)
@@ -42,6 +41,8 @@ def parse_condition(text: str) -> Condition:
     if match is None:
         raise ValueError(_EXPECTED)
     field, operator, written = match.groups()
+    from fat_ray.spec.document import parse  # needs a YAML reader, without which a Freezer does
+
     value = parse(written)
     listed = isinstance(value.data, list)
     values = value.data if listed else [value.data]

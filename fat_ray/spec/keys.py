@@ -30,6 +30,7 @@ FIXED: Mapping[str, str] = {
     "train.cpus_per_worker": "resources are planned once for the whole study",
     "train.gpus_per_worker": "resources are planned once for the whole study",
     "train.backend": "resources are planned once for the whole study",
+    "train.stall_timeout_s": "it changes nothing but when a worker counts as dead",
     "train.checkpoint.every": "it decides what is kept, not what is learnt",
     "train.checkpoint.keep": "it decides what is kept, not what is learnt",
     "train.checkpoint.retain": "it decides what is kept, not what is learnt",

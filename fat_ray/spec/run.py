@@ -68,6 +68,9 @@ class TrainSpec(Strict):
     checkpoint: CheckpointSpec = CheckpointSpec()
     retries: Annotated[int, Field(ge=0, le=100)] = 1
     """How often a run goes on by itself, from its newest checkpoint, after the process of a worker died. An error of the task ends it."""
+    stall_timeout_s: Positive = 600.0
+    """Longest wait of one worker for another, and of Ray for a sign of a worker: one that is silent for longer (a frozen process, a host
+    that was cut off) counts as dead. Must exceed what a worker computes alone."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

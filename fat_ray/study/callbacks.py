@@ -15,7 +15,7 @@ from fat_ray.events import Status
 from fat_ray.records.mirror.driver import WandbMirror
 from fat_ray.records.reader import part_number, parts, read_part, read_table
 from fat_ray.spec.study import BudgetSpec, StudySpec
-from fat_ray.study.ledger import Close, Ledger, Trial
+from fat_ray.study.ledger import Close, Cost, Ledger, Trial
 from fat_ray.study.retention import prune_checkpoints
 from fat_ray.train.lease import Driver, is_superseded, read_driver, write_driver
 from fat_ray.train.stop import request_save, request_stop
@@ -91,7 +91,7 @@ class Supervisor(Callback):  # type: ignore[misc]
 
 def used_up(budget: BudgetSpec, ledger: Ledger, now_s: float) -> Close | None:
     """Which budget of the whole study is used up; None while there is some of each."""
-    spent = ledger.spent
+    spent = Cost() if budget.worker_s is None and budget.flops is None else ledger.spent  # a sum over all trials
     limits = (
         (Close.OUT_OF_TIME, now_s - ledger.started_s, None if budget.hours is None else budget.hours * 3600),
         (Close.OUT_OF_WORK, spent.worker_s, budget.worker_s),

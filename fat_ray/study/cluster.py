@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,13 +25,14 @@ HEALTH_TIMEOUT_S = 20.0
 
 
 @contextmanager
-def connect(address: str | None) -> Iterator[list[Resources]]:
+def connect(address: str | None, variables: Mapping[str, str] = TRAIN_ENV) -> Iterator[list[Resources]]:
     """Connects to a cluster, or starts a local one, and yields what each of its nodes has.
 
     A Ray that this process is connected to already is used and left as it is.
 
     Args:
         address: ``host:port`` of the cluster's head; None: a local Ray that ends with the context.
+        variables: Environment of the processes that are started there.
 
     Raises:
         ResourceError: The cluster cannot be reached, or Ray cannot be started.
@@ -42,15 +43,15 @@ def connect(address: str | None) -> Iterator[list[Resources]]:
     if ray.is_initialized():
         yield alive_nodes()
     elif address is None:
-        with _local():
+        with _local(variables):
             yield alive_nodes()
     else:
-        with _remote(address):
+        with _remote(address, variables):
             yield alive_nodes()
 
 
 @contextmanager
-def _local() -> Iterator[None]:
+def _local(variables: Mapping[str, str]) -> Iterator[None]:
     files = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=short_directory()))
     try:
         with own_session():
@@ -60,7 +61,7 @@ def _local() -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=str(files),
-                runtime_env={"env_vars": {**TRAIN_ENV, **_import_path()}},
+                runtime_env={"env_vars": {**variables, **_import_path()}},
             )
     except Exception as error:
         ray.shutdown()
@@ -74,9 +75,9 @@ def _local() -> Iterator[None]:
 
 
 @contextmanager
-def _remote(address: str) -> Iterator[None]:
+def _remote(address: str, variables: Mapping[str, str]) -> Iterator[None]:
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": dict(TRAIN_ENV)})
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": dict(variables)})
     except (Exception, SystemExit) as error:
         raise ResourceError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
     try:

@@ -153,6 +153,7 @@ def _run(
     from fat_ray.study.cluster import connect
     from fat_ray.study.tune import Course, run_trials
     from fat_ray.study.watch import watched
+    from fat_ray.train.run import train_environment
 
     with ray_log(directory / "logs" / "ray.log"):
         course = Course(spec, directory, ledger)
@@ -162,7 +163,7 @@ def _run(
             return True
         with (
             watched(spec, directory, ledger, quiet=quiet, on_event=on_event) as watch,
-            connect(address) as nodes,
+            connect(address, train_environment(spec.run.train)) as nodes,
             _signals(ledger) as listener,
             tied_to_servers(directory, lambda: listener.stopped_by),
         ):

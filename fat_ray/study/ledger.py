@@ -175,6 +175,10 @@ class Ledger:
     started_s: float = field(default_factory=time.monotonic)
     _by_id: dict[str, Trial] = field(default_factory=dict)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles what it is given into the snapshot of each trial, none of which is read, and which grew with all trials."""
+        return {}
+
     def add(self, trial_id: str, trial: Trial) -> None:
         """Enters a trial, unless it is there, under the id that Tune gave it."""
         if not any(known is trial for known in self.trials):

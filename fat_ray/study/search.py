@@ -66,7 +66,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a snapshot of the search, which is never read: the journal and the records are the truth."""
-        return {**self.__dict__, "_plan": None, "_journal": None}
+        return {}
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:  # noqa: ARG002
         """Metric and space are the study's own."""

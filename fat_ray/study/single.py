@@ -121,9 +121,9 @@ def _under_ray(spec: StudySpec, directory: Path) -> Iterator[Train]:
     prepare(address)
     # Ray reads its environment when it is imported, so only now.
     from fat_ray.study.cluster import connect
-    from fat_ray.train.run import fit
+    from fat_ray.train.run import fit, train_environment
 
-    with connect(address) as nodes, tied_to_servers(directory, lambda: None):
+    with connect(address, train_environment(spec.train)) as nodes, tied_to_servers(directory, lambda: None):
         plan(spec, nodes)
         yield lambda job, report: fit(job, report=report, placement_timeout_s=spec.budget.placement_timeout_s)
 

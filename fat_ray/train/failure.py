@@ -13,6 +13,8 @@ MAX_REASON = 300
 
 DIED = "its process died or was killed (out of memory, a signal, a lost node)"
 
+SILENT = "it gave no sign for longer than train.stall_timeout_s (its process is frozen, or its host is cut off)"
+
 _COLLECTIVE = r"gloo/transport|NCCL.*(remote process|abort)|DistNetworkError"
 _LOST_PEER = re.compile(rf"{_COLLECTIVE}|Connection (closed|reset|refused) by peer|Broken pipe")
 
@@ -51,7 +53,7 @@ def root_cause(reasons: Mapping[int, str]) -> str:
     """
     rank, reason = min(reasons.items(), key=lambda item: (_LOST_PEER.search(item[1]) is not None, item[0]))
     if _LOST_PEER.search(reason):
-        return f"worker {rank} lost another worker of the run, which died or was killed ({reason})"
+        return f"worker {rank} lost another worker of the run, which died, was killed or froze ({reason})"
     return f"worker {rank}: {reason}"
 
 

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,7 +24,7 @@ from fat_ray.errors import ResourceError, RunFailedError, WorkerLostError
 from fat_ray.events import RunEnd
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.run import TrainSpec
-from fat_ray.train.failure import killed_by, one_line, root_cause, write_log
+from fat_ray.train.failure import killed_by, lost_peer, one_line, root_cause, write_log
 from fat_ray.train.resources import backend, gpu_of
 from fat_ray.train.retry import with_retries
 from fat_ray.train.signals import SIGNALS, Listener, run_signals
@@ -192,7 +193,8 @@ def _result(job: RunJob, workers: list[_Worker]) -> RunEnd:
             write_log(job.directory, job.run, f"worker {worker.rank}: {worker.failure}\n{worker.details}")
     end = workers[0].end
     if end is None:
-        raise (WorkerLostError if any(worker.died for worker in workers) else RunFailedError)(root_cause(failures))
+        lost = any(worker.died or lost_peer(worker.failure) for worker in workers)
+        raise (WorkerLostError if lost else RunFailedError)(root_cause(failures))
     return end
 
 
@@ -227,7 +229,8 @@ def _distributed(job: RunJob, rank: int, rendezvous: str, tell: Callable[..., No
         torch.cuda.set_device(device)
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(variable, _loopback())
-    distributed.init_process_group(backend(spec), init_method=Path(rendezvous).as_uri(), rank=rank, world_size=spec.workers)
+    timeout, place = timedelta(seconds=spec.stall_timeout_s), Path(rendezvous).as_uri()
+    distributed.init_process_group(backend(spec), init_method=place, timeout=timeout, rank=rank, world_size=spec.workers)
     end = work(job, rank=rank, device=device, on_evaluation=lambda metrics: tell("report", dict(metrics)) if rank == 0 else None)
     distributed.destroy_process_group()
     return end

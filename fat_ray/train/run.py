@@ -1,6 +1,7 @@
 """One run as a Ray Train (V2) job: N workers, their failures, and their metrics on the way. The records tell how it ended."""
 
 import json
+import math
 import shutil
 import tempfile
 import threading
@@ -22,7 +23,8 @@ from fat_ray.errors import NotBegunError, OutputError, PlaceLostError, RunFailed
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.reader import run_end
 from fat_ray.spec.job import RunJob
-from fat_ray.train.failure import DIED, lost_peer, one_line, root_cause, write_log
+from fat_ray.spec.run import TrainSpec
+from fat_ray.train.failure import DIED, SILENT, lost_peer, one_line, root_cause, write_log
 from fat_ray.train.placement import await_place
 from fat_ray.train.resources import Executor, backend, worker_resources
 from fat_ray.train.retry import with_retries
@@ -51,6 +53,12 @@ TRAIN_ENV: Mapping[str, str] = MappingProxyType(
     }
 )
 """Environment of every process that `fit` runs in: set it in `os.environ` and in the `env_vars` of Ray's runtime environment."""
+
+
+def train_environment(spec: TrainSpec) -> dict[str, str]:
+    """`TRAIN_ENV`, and what depends on the run."""
+    return {**TRAIN_ENV, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(spec.stall_timeout_s)}
+
 
 PLACEMENT_TIMEOUT_S = 120.0
 """As `budget.placement_timeout_s` of a study has it by default."""
@@ -260,7 +268,7 @@ def _arguments(job: RunJob, callback: ray.train.UserCallback) -> dict[str, Any]:
     spec = job.spec.train
     return {
         "train_loop_config": {"job": job.model_dump_json()},
-        "torch_config": ray.train.torch.TorchConfig(backend=backend(spec)),
+        "torch_config": ray.train.torch.TorchConfig(backend=backend(spec), timeout_s=math.ceil(spec.stall_timeout_s)),
         "scaling_config": ray.train.ScalingConfig(
             num_workers=spec.workers, use_gpu=spec.gpus_per_worker > 0, resources_per_worker=worker_resources(spec)
         ),
@@ -310,6 +318,8 @@ def _found_no_place(error: BaseException) -> bool:
 
 
 def _worker_reason(failure: Exception) -> str:
+    if _is_silent(failure):
+        return SILENT
     return DIED if _died(failure) else one_line(getattr(failure, "health_check_failure", failure))
 
 
@@ -317,7 +327,12 @@ def _died(failure: Exception) -> bool:
     return isinstance(getattr(failure, "health_check_failure", failure), ray.exceptions.RayActorError)
 
 
+def _is_silent(failure: Exception) -> bool:
+    """Whether it gave no sign for `train.stall_timeout_s`. Ray Train has no public name for this error."""
+    return type(getattr(failure, "health_check_failure", failure)).__name__ == "WorkerHealthCheckTimeoutError"
+
+
 def _lost_worker(error: Exception) -> bool:
     if isinstance(error, ray.train.WorkerGroupError):
-        return any(_died(failure) or lost_peer(one_line(failure)) for failure in error.worker_failures.values())
+        return any(_died(failure) or _is_silent(failure) or lost_peer(one_line(failure)) for failure in error.worker_failures.values())
     return type(_cause(error)).__name__ == "WorkerGroupStartupFailedError"  # it died before it trained

@@ -39,3 +39,39 @@ def test_specification_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("module", ["compare", "report", "status", "replay", "replay_check"])
 def test_analysis_loads_neither_torch_nor_ray_nor_wandb(module: str) -> None:
     assert not loaded_by(f"import fat_ray.analysis.{module}") & {"torch", "ray", "wandb", "optuna"}
+
+
+OWN_LOOP = """
+import importlib, pkgutil, sys
+from importlib.metadata import packages_distributions
+import numpy, pydantic, torch
+owners = packages_distributions()
+def packages(): return {owner for name in sys.modules for owner in owners.get(name.partition('.')[0], [])}
+before = packages()
+import fat_ray.fisher, fat_ray.freeze
+from fat_ray.errors import SpecError
+from fat_ray.freeze.freezer import Freezer
+for package in (fat_ray.fisher, fat_ray.freeze):
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name not in ('huggingface', 'lightning'):
+            importlib.import_module(f'{package.__name__}.{module.name}')
+model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Linear(64, 64), torch.nn.Linear(64, 2))
+optimizer = torch.optim.AdamW(model.parameters())
+try:
+    Freezer(model, optimizer, {'freeze': {'evry': 2}})
+except SpecError as error:
+    assert 'evry' in str(error)
+freezer = Freezer(model, optimizer, {'fisher': {'every': 1}, 'freeze': {'every': 2, 'warmup_steps': 2, 'threshold': 0.0}})
+for _ in range(5):
+    freezer.arm(8)
+    model(torch.randn(8, 4)).square().mean().backward()
+    freezer.after_backward()
+    optimizer.step()
+assert freezer.entries.active_elements < freezer.entries.elements.sum()
+print('more:', *sorted(packages() - before - {'fat-ray', 'annotated-types', 'mpmath', 'sympy'}))  # those packages' own, loaded later
+"""
+
+
+def test_a_loop_of_ones_own_needs_torch_numpy_and_pydantic_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", OWN_LOOP], capture_output=True, text=True, check=False, timeout=50, cwd=ROOT)
+    assert done.stdout.split() == ["more:"], done.stdout + done.stderr

@@ -164,13 +164,13 @@ def test_a_plain_driver_trains_without_tune(ray_session: RaySession, tmp_path: P
 @pytest.mark.parametrize("executor", ["stock", "warm"])
 def test_a_run_that_loses_a_worker_goes_on(ray_session: RaySession, tmp_path: Path, cold: dict[str, Any], executor: Executor) -> None:
     before = ray_session.usage()
-    trouble = {"5": f"kill:{tmp_path / 'once'}"}
-    job = tiny_job(tmp_path, **{**RUNS["last"], "trouble": trouble, "trouble_rank": 1, "retries": 1})
+    trouble = {"3": f"freeze:{tmp_path / 'frozen'}", "5": f"kill:{tmp_path / 'killed'}"}  # as each process counts its steps
+    job = tiny_job(tmp_path, **{**RUNS["last"], "trouble": trouble, "trouble_rank": 1, "retries": 2, "stall_timeout_s": 5.0})
     reports = run_trials([job], executor, tmp_path)[job.run]
     assert reports[-1]["status"] == "completed"
     assert [report["step"] for report in reports if "step" in report] == [2, 4, 6, 8]
     assert {**left(tmp_path, job.run), "runs": None} == {**cold, "runs": None}  # what it was told to do differs
-    assert read_table(tmp_path, "resumptions", job.run)["step"].to_pylist() == [4]
+    assert read_table(tmp_path, "resumptions", job.run)["step"].to_pylist() == [2, 6]
     assert settled(ray_session, before) == before
 
 

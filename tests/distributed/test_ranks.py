@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,10 +13,13 @@ from fat_ray.engine.loop import train
 from fat_ray.engine.step import Trainer, wrap
 from fat_ray.errors import RankDisagreementError
 from fat_ray.events import Drift, Eval, Freeze, Status, Step
+from fat_ray.fisher.collector import Collector, Share
+from fat_ray.fisher.groups import build_groups
+from fat_ray.fisher.meter import DriftMeter, build_formulas
 from fat_ray.fisher.reduce import check_agreement, world
 from fat_ray.freeze.measured import FisherDrift
 from fat_ray.records.sink import MemorySink
-from fat_ray.spec.run import FreezeSpec
+from fat_ray.spec.run import FreezeSpec, GroupSpec, RunSpec
 from tests.support.distributed import run_distributed
 from tests.support.factors import FactorState, collect
 from tests.support.jobs import task_of, tiny_job
@@ -51,6 +55,40 @@ def test_factors_and_their_halves_do_not_depend_on_ranks_or_micro_batches(world_
             assert half.keys() == expected.keys()
             for key, value in expected.items():
                 torch.testing.assert_close(half[key], value, rtol=1e-4, atol=1e-12)
+
+
+def measure(preset: str, parts: int) -> tuple[list[list[float]], list[str]]:
+    """Distances of three updates on batches of which each rank sees its share, and the names of the states that this rank keeps."""
+    model, spec = network_without_batch_statistics(), RunSpec.model_validate({"preset": preset})
+    wrapped, groups = wrap(model), build_groups(model, GroupSpec(blocks=2))
+    meter = DriftMeter(model, groups, spec.fisher, spec.drift)
+    collector = Collector(model, groups, build_formulas(spec.fisher), halves=meter.halves)
+    rank, size = world()
+    found = []
+    for number in range(3):
+        x, y = torch.randn(BATCH, 2, 8, 8, generator=torch.Generator().manual_seed(number))[rank::size], torch.arange(BATCH)[rank::size] % 4
+        for part, (inputs, targets) in enumerate(zip(x.chunk(parts), y.chunk(parts), strict=True)):
+            share = Share(len(x), rank, size, part * len(inputs), len(inputs))
+            collector.arm(list(collector.layers), share)
+            (functional.cross_entropy(wrapped(inputs), targets) / parts).backward()
+        update = meter.update(collector.take(), lambda name: np.zeros(0), ~meter.dead, CPU)
+        found.append(update.distance.tolist())
+    return found, [name for name in meter.share() if name.startswith("compared/")]
+
+
+def measure_whole_and_in_parts() -> list[Any]:
+    return [measure(preset, parts) for preset, parts in (("corrected", 1), ("corrected", BATCH // world()[1]), ("released", 1))]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_drift_does_not_depend_on_ranks_or_micro_batches_and_each_state_is_kept_once(world_size: int) -> None:
+    alone = measure_whole_and_in_parts()
+    ranks = run_distributed(measure_whole_and_in_parts, world_size)
+    for way, (expected, names) in enumerate(alone):
+        assert all(rank[way][0] == ranks[0][way][0] for rank in ranks)  # to the bit
+        np.testing.assert_allclose(ranks[0][way][0], expected, rtol=0, atol=1e-6)
+        assert any(expected[-1])
+        assert sorted(name for rank in ranks for name in rank[way][1]) == sorted(names)
 
 
 def whole_run() -> dict[str, Any]:

@@ -94,10 +94,12 @@ def test_killed_worker_is_named(tmp_path: Path, rank: int) -> None:
         run_local(tiny_job(tmp_path, trouble={"3": "kill"}, trouble_rank=rank))
 
 
-def test_killed_worker_is_replaced_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("trouble", ["kill", "freeze"])
+def test_lost_worker_is_replaced_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: str) -> None:
     whole = tiny_job(tmp_path / "whole")
     run_local(whole)
-    job = tiny_job(tmp_path / "killed", checkpoint=2, retries=1, trouble={"3": f"kill:{tmp_path / 'once'}"}, trouble_rank=1)
+    settings = {"trouble": {"3": f"{trouble}:{tmp_path / 'once'}"}, "trouble_rank": 1}
+    job = tiny_job(tmp_path / "lost", checkpoint=2, retries=1, stall_timeout_s=5.0, **settings)
     assert run_local(job).status is Status.COMPLETED
     assert losses(job) == losses(whole)
     assert read_table(job.directory, "resumptions", job.run)["step"].to_pylist() == [2]

@@ -22,7 +22,8 @@ from fat_ray.freeze.policy import Observation
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.run import RunSpec
 from fat_ray.tasks.base import Batch
-from tests.support.factors import states
+from tests.support.factors import states as finished_states
+from tests.support.factors import watched_states
 from tests.support.parity_network import DATA, ParityNetwork, Recorded, recorded
 
 CPU = torch.device("cpu")
@@ -133,7 +134,7 @@ def test_fisher_values(name: str) -> None:
     x, y = run.batch(0)
     collector.arm(list(collector.layers), Share(len(x)))
     functional.cross_entropy(model(x), y).backward()
-    (raw,) = states(collector.take(), collector.layers, formulas, (1,))
+    (raw,) = finished_states(collector.take(), collector.layers, formulas, (1,))
     state = State(RunningAverage("reset", 0.2).update(raw), NOTHING)
     covered = 0
     for group in groups:
@@ -196,12 +197,12 @@ def test_whole_run(name: str) -> None:
     trainer = trainer_of(run, events)
     torch.set_num_threads(1)
     names = recorded_name(run, trainer.freezer.groups)
-    compared = 0
+    compared, states = 0, watched_states(trainer.freezer.meter)
     for step in range(run.facts["steps"]):
         active = trainer.freezer.entries.active.copy()
         assert trainer.step() is None
         if f"fisher/{step}/head.weight" in run.arrays:
-            compared += assert_fisher_is_recorded(run, trainer, step, active)
+            compared += assert_fisher_is_recorded(run, trainer, states[-1], step, active)
     assert compared == 3
     freezes = [event for event in events if isinstance(event, Freeze)]
     assert {names[group] for group in freezes[0].frozen} == set(run.facts["zero_fisher_frozen"])
@@ -217,10 +218,10 @@ def test_whole_run(name: str) -> None:
             assert smoothed == pytest.approx(recorded_first[group], abs=0.01)  # factor bits may move a value over a bin's edge
 
 
-def assert_fisher_is_recorded(run: Recorded, trainer: Trainer, step: int, active: Any) -> bool:
+def assert_fisher_is_recorded(run: Recorded, trainer: Trainer, states: list[State], step: int, active: Any) -> bool:
     """Of all groups with factors at one of the first three updates, as the run itself has them."""
     meter = trainer.freezer.meter
-    (state,) = meter._previous
+    (state,) = states
     for index in np.flatnonzero(active & meter.factored).tolist():
         group = trainer.freezer.groups[index]
         (member,) = group.members

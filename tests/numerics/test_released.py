@@ -15,6 +15,7 @@ from fat_ray.events import Drift, Freeze
 from fat_ray.fisher.groups import Group
 from fat_ray.fisher.state import group_values
 from fat_ray.freeze.freezer import Freezer
+from tests.support.factors import watched_states
 from tests.support.released_reference import Floats, Reference, Settings
 
 STEPS, BATCH, CLASSES = 26, 6, 5
@@ -146,7 +147,7 @@ def trained(model: nn.Module, settings: Settings) -> Run:
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     events: list[Any] = []
     freezer = Freezer(model, optimizer, spec_of(settings), emit=events.append)
-    run = Run(freezer, events, [], {})
+    run, states = Run(freezer, events, [], {}), watched_states(freezer.meter)
     for step, (x, y) in enumerate(batches()):
         optimizer.zero_grad()
         freezer.arm(len(x))
@@ -155,7 +156,7 @@ def trained(model: nn.Module, settings: Settings) -> Run:
         active = freezer.entries.active.copy()
         freezer.after_backward()
         if step % settings.m == 0:
-            (state,) = freezer.meter._previous
+            (state,) = states[-1]
             known = np.flatnonzero(active & freezer.meter.factored).tolist()
             run.fisher[step] = {index: group_values(freezer.groups[index], state, factored=True) for index in known}
         optimizer.step()

@@ -1,6 +1,7 @@
 """Collecting factors of one layer or network in a test, with or without micro-batches and ranks."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from fat_ray.fisher.collector import Collector, Share, Sums
 from fat_ray.fisher.factors import ExactFormulas, Formulas
 from fat_ray.fisher.flat import Array, PartKey
 from fat_ray.fisher.groups import build_groups
+from fat_ray.fisher.meter import DriftMeter
 from fat_ray.fisher.reduce import reduce_sums, world
+from fat_ray.fisher.state import State
 from fat_ray.spec.run import GroupSpec
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -62,3 +65,16 @@ def states(sums: Sums, layers: dict[str, nn.Module], formulas: Formulas, halves:
                 state |= {(layer, part): value for part, value in formulas.finish(module, parts).items()}
         found.append(state)
     return found
+
+
+def watched_states(meter: DriftMeter) -> list[list[State]]:
+    """The states of each update from now on, one per half, as they are handed over to be compared."""
+    seen: list[list[State]] = []
+    compare = meter._comparison.compare
+
+    def watch(states: list[State], *args: Any) -> Any:
+        seen.append(states)
+        return compare(states, *args)
+
+    meter._comparison.compare = watch  # type: ignore[method-assign]
+    return seen

@@ -20,6 +20,7 @@ def tiny_spec(
     checkpoint: int | None = 0,
     retries: int = 0,
     gpus: float = 0.0,
+    stall_timeout_s: float = 600.0,
     **settings: Any,
 ) -> RunSpec:
     """A run that freezes something and takes a fraction of a second; `settings` are those of `tiny_task.make_task`.
@@ -37,6 +38,7 @@ def tiny_spec(
             gpus_per_worker=gpus,
             checkpoint=CheckpointSpec(every=checkpoint),
             retries=retries,
+            stall_timeout_s=stall_timeout_s,
         ),
         fisher=FisherSpec(every=1, groups=GroupSpec(blocks=2)),
         drift=DriftSpec(bins=8),

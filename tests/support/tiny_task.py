@@ -105,10 +105,10 @@ def make_task(
         batch_norm: Whether the convolution is followed by BatchNorm.
         dropout: So that torch's global generator matters.
         noise: Whether Python's and NumPy's matter too.
-        trouble: Step (as a string, for JSON) to what goes wrong there: ``nan``, ``raise``, ``kill``, ``kill:PATH`` (unless this
-            file is there, which is made), ``hang``, ``litter``
-            (leaves everything behind that `_litter` can think of, and the loss as it is), ``settings`` (likewise `_change_settings`),
-            ``file:PATH`` (makes a file), or ``env:NAME`` (raises an error that shows this environment variable).
+        trouble: Step (as a string, for JSON) to what goes wrong there: ``nan``, ``raise``, ``kill``, ``kill:PATH`` or
+            ``freeze:PATH`` (unless this file is there, which is made), ``hang``, ``litter`` (leaves everything behind that
+            `_litter` can think of, and the loss as it is), ``settings`` (likewise `_change_settings`), ``file:PATH`` (makes a
+            file), or ``env:NAME`` (raises an error that shows this environment variable).
         trouble_rank: The rank on which it does, or `ALL_RANKS`.
         slow_s: Seconds added to each step.
         fail: Message of an error raised at once, or ``env:NAME`` as above; empty: none.
@@ -134,7 +134,9 @@ def _make(trouble: str, loss: Tensor) -> Tensor:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case _ if trouble.startswith("kill:"):
-            _kill_once(Path(trouble.removeprefix("kill:")))
+            _signal_once(signal.SIGKILL, Path(trouble.removeprefix("kill:")))
+        case _ if trouble.startswith("freeze:"):
+            _signal_once(signal.SIGSTOP, Path(trouble.removeprefix("freeze:")))
         case "hang":
             time.sleep(3600)
         case "litter":
@@ -148,10 +150,10 @@ def _make(trouble: str, loss: Tensor) -> Tensor:
     return loss
 
 
-def _kill_once(witness: Path) -> None:
+def _signal_once(number: signal.Signals, witness: Path) -> None:
     if not witness.exists():
         witness.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
 
 
 def _reveal(variable: str) -> None:

@@ -14,7 +14,9 @@ async function draw() {
   const charts = specifications(theme.colors);
   document.documentElement.dataset.charts = "drawing";
   for (const place of document.querySelectorAll("[data-chart]")) {
-    await window.vegaEmbed(place, charts[place.dataset.chart], { config: theme.config, renderer: "svg", actions: false });
+    const legend = { ...theme.config.legend, columns: Math.max(1, Math.floor(place.clientWidth / 145)) };
+    const config = { ...theme.config, legend };
+    await window.vegaEmbed(place, charts[place.dataset.chart], { config, renderer: "svg", actions: false });
   }
   document.documentElement.dataset.charts = dark.matches ? "dark" : "light";
 }

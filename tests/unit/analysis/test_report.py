@@ -3,9 +3,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fat_ray.analysis import theme
@@ -20,7 +22,11 @@ from tests.unit.analysis.conftest import CHEAP, FULL, GOOD, MATCHED
 pytestmark = pytest.mark.timeout(20)  # altair validates every chart against its schema
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{7*191}}"
-CHARTS = {"tradeoff", "validation", "active", "cost-time", "cost-flops", "schedule", "drift"}
+CHARTS = {
+    *("tradeoff", "tradeoff-time", "zero-shot", "validation", "active", "step-time", "schedule", "drift", "score", "parallel"),
+    *("cost-time", "cost-flops"),
+}
+"""Those that one seed per setting and two completed trials can fill."""
 
 
 class _Page(HTMLParser):
@@ -148,7 +154,7 @@ def test_a_study_that_has_only_begun_is_reported(tmp_path: Path) -> None:
     begun = write_study(tmp_path / "a", [replace(GOOD, status=None, steps=3)], spec=study_spec(steps=20))
     page = _Page(_report(begun))
     assert "No trial has completed" in " ".join(page.text)
-    assert set(page.data["charts"]) == {"validation", "active", "cost-time", "cost-flops"}
+    assert set(page.data["charts"]) == {"validation", "active", "step-time", "cost-time", "cost-flops"}
 
 
 def test_a_study_without_any_record_is_reported(tmp_path: Path) -> None:
@@ -158,7 +164,7 @@ def test_a_study_without_any_record_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_run_of_ones_choice_is_drawn_and_an_unknown_one_refused(study: Path) -> None:
-    assert "Freeze schedule of t0001-s0" in _report(study, run="t0001-s0")
+    assert "When each group froze in t0001-s0" in _report(study, run="t0001-s0")
     with pytest.raises(InputError, match=r"run = 't9-s0': the study has no such run; it has .*t0001-s0"):
         _report(study, run="t9-s0")
 
@@ -188,7 +194,8 @@ def test_colours_are_named_by_roles_that_both_themes_have(study: Path) -> None:
                 collect(inner)
 
     collect(data["charts"])
-    shapes = {"circle", "diamond", "triangle-up"}
+    shapes = {"circle", "diamond", "triangle-up", "cross"}
+    roles = [role for role in roles if isinstance(role, str)]  # a dash pattern is no colour
     for name in ("light", "dark"):
         assert set(roles) - shapes <= set(data["themes"][name]["colors"])
     assert {"best", "full", "active", "layer1"} <= set(roles)
@@ -198,10 +205,10 @@ def test_a_constant_prediction_far_below_does_not_flatten_the_points(tmp_path: P
     spec = study_spec(steps=20, freeze={"warmup_steps": 4})
     for constant, far in ((0.03, True), (0.38, False)):
         study = write_study(tmp_path / str(constant), [FULL, MATCHED, replace(GOOD, f1=0.55)], spec=spec, constant_f1=constant)
-        notes = [row for row in _values(_Page(_report(study)).data["charts"]["tradeoff"]) if "note" in row]
+        notes = [row for row in _values(_Page(_report(study)).data["charts"]["tradeoff"]) if "constant" in row.get("note", "")]
         assert notes
         assert ("far below this axis" in notes[0]["note"]) == far
-        assert (notes[0]["value"] == pytest.approx(constant)) == (not far)
+        assert (notes[0]["level"] == pytest.approx(constant)) == (not far)
 
 
 @pytest.mark.parametrize(
@@ -214,9 +221,11 @@ def test_contrast_is_accessible(palette: theme.Palette, pages: tuple[str, ...]) 
         assert page in css
         for role in ("ink", "soft"):
             assert _contrast(colours[role], page) >= 4.5, role
-        for role in set(colours) - {"ink", "soft", "rule", "frozen"}:
-            assert _contrast(colours[role], page) >= 3.0, role
+        for role in set(colours) - {"ink", "soft", "rule", "frozen", "unknown"}:
+            assert role.startswith("band") or _contrast(colours[role], page) >= 3.0, role
     assert _contrast(palette.active, palette.frozen) >= 3.0
+    steps = [_contrast(colours[f"band{number}"], pages[0]) for number in range(1, 8)]
+    assert steps == sorted(steps)
 
 
 def _contrast(one: str, other: str) -> float:
@@ -258,3 +267,43 @@ def test_a_report_is_written_beside_its_study_on_another_file_system(study: Path
     monkeypatch.setattr("fat_ray.analysis.report.chart_library", lambda: "")
     assert write_report("fsspec+memory://report/study") == "fsspec+memory://report/study/report.html"
     assert b"full fine-tuning reached 0.600" in place.read("report.html")
+
+
+_BLINDNESS = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+"""What linear RGB looks like (Machado, Oliveira and Fernandes, 2009)."""
+_TOLD_APART = (
+    ("best", "other", "full", "matched", "incomplete"),
+    tuple(f"layer{number}" for number in range(1, 8)),
+    ("active", "frozen", "unknown"),
+    ("ramp1", "ramp2", "ramp3"),
+)
+
+
+@pytest.mark.parametrize("palette", [theme.LIGHT, theme.DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("kind", _BLINDNESS)
+def test_colours_stay_apart_for_the_colour_blind(palette: theme.Palette, kind: str) -> None:
+    seen = {role: _lab(np.array(_BLINDNESS[kind]) @ _linear(colour)) for role, colour in asdict(palette).items()}
+    near = [
+        (one, other)
+        for group in _TOLD_APART
+        for one, other in combinations(group, 2)
+        if np.linalg.norm(seen[one] - seen[other]) < 11  # CIE 1976; 2.3 is just noticeable
+    ]
+    assert near == []
+
+
+def _linear(colour: str) -> Any:
+    parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+def _lab(rgb: Any) -> Any:
+    """Linear RGB in CIELAB, with the white of sRGB."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ np.clip(rgb, 0, 1) / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])

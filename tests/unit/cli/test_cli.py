@@ -23,7 +23,7 @@ from fat_ray.study.doctor import Check
 from fat_ray.study.launch import StudyOutcome
 from fat_ray.study.ledger import Close
 
-COMMANDS = ["launch", "run", "resume", "export", "compare", "compact", "replay", "rerun", "report", "status", "doctor", "schema"]
+COMMANDS = ["launch", "run", "resume", "export", "compare", "compact", "replay", "rerun", "report", "plot", "status", "doctor", "schema"]
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -119,7 +119,7 @@ def test_missing_study_file_ends_with_2(command: str, tmp_path: Path) -> None:
     assert "none.yaml" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["resume", "compare", "rerun", "report", "status"])
+@pytest.mark.parametrize("command", ["resume", "compare", "rerun", "report", "plot", "status"])
 def test_directory_without_study_ends_with_2(command: str, tmp_path: Path) -> None:
     result = invoke(command, tmp_path / "out", *(["run-s0"] if command == "rerun" else []))
     assert (result.exit_code, result.stdout) == (2, "")

@@ -1,13 +1,15 @@
 """The fast distance against its definition written for clarity, recorded distances, and the properties it promises."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fat_ray.fisher.drift import MAX_DISTANCE, Centre, Floats, Floats32, js_distance
+from fat_ray.fisher.drift import MAX_DISTANCE, Centre, Floats, Floats32, Mode, js_distance
 
 RECORDED = Path(__file__).parents[2] / "data" / "parity" / "js.npz"
 
@@ -72,7 +74,58 @@ def test_centred_distance_does_not_see_scale(scale: float) -> None:
     assert js_distance(state, other, centre="none") > 0.05
 
 
-@pytest.mark.parametrize("bad", [np.array([], np.float32), np.array([1.0, np.nan], np.float32), np.array([np.inf], np.float32)])
-def test_refuses_what_has_no_distribution(bad: Floats32) -> None:
-    with pytest.raises(ValueError, match="current must hold at least one finite value"):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.array([], np.float32), "current must hold at least one value, but is empty"),
+        (np.array([1.0, np.nan], np.float32), "current must be finite, but 1 of its 2 values are NaN or infinite"),
+        (np.array([np.inf], np.float32), "current must be finite, but 1 of its 1 values are NaN or infinite"),
+        (np.array([1j]), "current must hold real numbers, not complex128"),
+        (np.array(["a"]), "current must hold real numbers, not <U1"),
+    ],
+)
+def test_refuses_what_has_no_distribution(bad: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         js_distance(np.ones(3, np.float32), bad)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "linear"}, "mode must be 'log' or 'raw'"),
+        ({"centre": "mean"}, "centre 'none' or 'median'"),
+        ({"mode": "raw", "centre": "median"}, "needs centre='none'"),
+        ({"bins": 0}, "bins must be a whole number from 1, not 0"),
+        ({"bins": 2.5}, "bins must be a whole number from 1, not 2.5"),
+        ({"bins": True}, "bins must be a whole number from 1, not True"),
+    ],
+)
+def test_refuses_options_that_it_does_not_know(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        js_distance(np.ones(3), np.ones(3), **options)
+
+
+@pytest.mark.parametrize("mode", ["log", "raw"])
+def test_what_is_constant_has_a_distance_too(mode: Mode) -> None:
+    for value in (0.0, 1e-30, 1.0, 1e30):
+        assert js_distance(np.full(5, value), np.full(3, value), mode=mode) == pytest.approx(0, abs=1e-12)
+    assert js_distance(np.full(5, 1.0), np.full(3, 2.0), mode=mode) == pytest.approx(MAX_DISTANCE, abs=1e-9)
+    assert js_distance(np.array(3.0), np.array([3.0]), mode=mode) == 0
+
+
+@pytest.mark.parametrize("mode", ["log", "raw"])
+def test_shape_sign_type_and_size_do_not_matter(mode: Mode) -> None:
+    rng = np.random.default_rng(0)
+    reference, current = rng.lognormal(size=(20, 30)), rng.lognormal(size=77)
+    expected = js_distance(reference, current, mode=mode)
+    assert js_distance(-reference.T.ravel(), current[::-1], mode=mode) == expected
+    single = js_distance(reference.astype(np.float32), current.astype(np.float32), mode=mode)
+    assert js_distance(reference.astype(np.float32).astype(np.float64), current.astype(np.float32), mode=mode) == single
+    assert js_distance(np.arange(9), np.arange(9) ** 2, mode=mode) == js_distance(np.arange(9.0), np.arange(9.0) ** 2, mode=mode)
+
+
+def test_double_precision_is_kept() -> None:
+    """What float32 cannot tell apart is told apart."""
+    values = np.linspace(1, 1 + 1e-9, 1000)
+    assert js_distance(values, values + 5e-10) > 0.3
+    assert js_distance(values.astype(np.float32), (values + 5e-10).astype(np.float32)) == 0

@@ -128,3 +128,10 @@ def test_missing_parameters_are_named() -> None:
     a, b = weight(), weight()
     with pytest.raises(InputError, match=r"the optimizer does not hold b of the model"):
         Migration(optim.SGD([a], lr=0.1), {"a": a, "b": b})
+
+
+def test_every_optimizer_of_torch_is_tried_or_known_not_to_work_entry_by_entry() -> None:
+    whole = {optim.Adafactor, optim.LBFGS, optim.Muon, optim.SparseAdam}  # see test_entries
+    tried = {type(build([nn.Parameter(torch.ones(2))])) for build in OPTIMIZERS.values()}
+    known = {kind for kind in vars(optim).values() if isinstance(kind, type) and issubclass(kind, optim.Optimizer)}
+    assert tried | whole | {optim.Optimizer} == known

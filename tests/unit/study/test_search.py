@@ -7,6 +7,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
+from ray import cloudpickle
 from ray.tune.search import Searcher
 
 from fat_ray.engine.vault import checkpoint_path
@@ -16,6 +17,7 @@ from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec, as_json, num_trials
 from fat_ray.study.journal import JOURNAL
 from fat_ray.study.ledger import Close, Ledger, Trial
+from fat_ray.study.room import Closing
 from fat_ray.study.schedule import CooperativeScheduler
 from fat_ray.study.search import StudySearch
 from fat_ray.train.stop import stop_requested
@@ -480,3 +482,13 @@ def test_parameters_whose_condition_does_not_hold_keep_the_base_value(tmp_path: 
         else:
             assert threshold == trial.params["freeze.threshold"]
             assert -1.0 <= threshold <= -0.6
+
+
+def test_what_tune_pickles_into_each_snapshot_does_not_grow_with_the_study(tmp_path: Path) -> None:
+    driver = Driver(small_study(baselines=[], budget={"trials": 4}), tmp_path)
+    given = (driver.search, Closing(driver.ledger), driver.ledger.of)  # a name for each trial refers to all of them
+    sizes = []
+    for _ in range(3):
+        driver.finish(driver.start(), final={"f1": 0.5})
+        sizes.append([len(cloudpickle.dumps(what)) for what in given])
+    assert sizes[0] == sizes[1] == sizes[2]

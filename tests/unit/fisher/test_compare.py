@@ -1,14 +1,15 @@
 """Distributions of products, against all their values formed and compared one by one."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fat_ray.fisher.compare import js_divergences
+from fat_ray.fisher.distributions import Formed, Products
 from fat_ray.fisher.drift import Centre, Floats32, Mode, js_distance, log_of, smallest_reaching
-from fat_ray.fisher.products import Products
-from fat_ray.fisher.values import Sorted, Values
 
 Factors = tuple[Floats32, Floats32]
 KINDS: list[tuple[Mode, Centre]] = [("log", "none"), ("log", "median"), ("raw", "none")]
@@ -35,8 +36,15 @@ def factors(draw: st.DrawFn) -> tuple[Factors, Factors]:
     return reference, reference if draw(st.booleans()) and draw(st.booleans()) else current
 
 
-def products_of(state: Factors) -> Products:
-    return Products(list(zip(*state, strict=True)))
+def products_of(pairs: Iterable[tuple[Floats32, Floats32]]) -> Products:
+    """Vectors that are the same object are told once."""
+    pairs = list(pairs)
+    long = {id(second): second for _, second in pairs}
+    return Products([first for first, _ in pairs], list(long.values()), np.array([list(long).index(id(second)) for _, second in pairs]))
+
+
+def formed_of(vectors: list[Floats32]) -> Formed:
+    return Formed(np.concatenate(vectors), [vector.size for vector in vectors])
 
 
 def formed(state: Factors, index: int) -> Floats32:
@@ -50,8 +58,10 @@ def test_distances_are_those_of_the_definition(
     states: tuple[Factors, Factors], kind: tuple[Mode, Centre], bins: int, given_values: bool
 ) -> None:
     mode, centre = kind
-    reference = Values([formed(states[0], i) for i in range(len(states[0][0]))]) if given_values else products_of(states[0])
-    found = np.sqrt(js_divergences(reference, products_of(states[1]), mode=mode, bins=bins, centre=centre))
+    reference = (
+        formed_of([formed(states[0], i) for i in range(len(states[0][0]))]) if given_values else products_of(zip(*states[0], strict=True))
+    )
+    found = np.sqrt(js_divergences(reference, products_of(zip(*states[1], strict=True)), mode=mode, bins=bins, centre=centre))
     expected = [js_distance(*(formed(state, i) for state in states), mode=mode, bins=bins, centre=centre) for i in range(len(found))]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -67,13 +77,21 @@ def test_counts_and_ranges_at_thresholds_that_are_values_or_their_neighbours(sta
         marks = np.concatenate([chosen, np.nextafter(chosen, np.float32(np.inf)), np.nextafter(chosen, np.float32(0)), [0, np.inf]]).astype(
             np.float32
         )
-        one = Products([(states[0][0][index], states[0][1][index])])
-        low, high = np.sort(rng.choice(marks, 2))
-        for distribution in (one, Sorted([formed(states[0], index)]), Values([formed(states[0], index)])):
-            np.testing.assert_array_equal(distribution.counts(marks[None])[0], np.searchsorted(values, marks))
-            inside, lengths = distribution.between(np.array([low]), np.array([high]))
-            np.testing.assert_array_equal(np.sort(inside), values[(values >= low) & (values < high)])
-            assert lengths.tolist() == [inside.size]
+        marks.sort()
+        one = products_of([(states[0][0][index], states[0][1][index])])
+        low, high = np.sort(rng.integers(-1, len(marks) + 1, (2, 3)), axis=0)[:, :, None]
+        for distribution in (one, formed_of([formed(states[0], index)])):
+            counts = np.searchsorted(values, marks)
+            np.testing.assert_array_equal(distribution.counts(marks[None])[0], counts)
+            located = distribution.locate(marks[None])
+            np.testing.assert_array_equal(located.counts[0], counts)
+            inside, lengths = located.between(low, high)
+            ends = [0, *counts.tolist(), values.size]
+            expected = [values[ends[start + 1] : ends[stop + 1]] for start, stop in zip(low[:, 0], high[:, 0], strict=True)]
+            assert lengths[:, 0].tolist() == [part.size for part in expected]
+            found = np.split(inside, lengths.ravel().cumsum()[:-1])
+            for part, wanted in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(np.sort(part), wanted)
             np.testing.assert_array_equal(distribution.extremes()[0], values[[0, -1]])
 
 
@@ -88,7 +106,11 @@ def test_distributions_of_all_lengths_side_by_side(shapes: list[tuple[int, int]]
     values = [[np.outer(*pair).ravel() for pair in state] for state in states]
     for mode, centre in KINDS:
         expected = [js_distance(a, b, mode=mode, bins=16, centre=centre) for a, b in zip(*values, strict=True)]
-        for reference, current in ((Products(states[0]), Products(states[1])), (Sorted(values[0]), Values(values[1]))):
+        for reference, current in (
+            (products_of(states[0]), products_of(states[1])),
+            (formed_of(values[0]), products_of(states[1])),
+            (formed_of(values[0]), formed_of(values[1])),
+        ):
             found = np.sqrt(js_divergences(reference, current, mode=mode, bins=16, centre=centre))
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
