@@ -13,6 +13,7 @@ __all__ = ["ray_session"]
 
 # As in a worker with one CPU, and before torch is imported: layouts and sums depend on the number of threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WANDB_MODE"] = "offline"  # of whoever has a key, nothing may be sent anywhere
 
 UNIT_CPU_S = 1.0
 """What a unit test may compute, unless it has a time limit of its own. CPU time: a busy machine makes no test slower."""

@@ -10,6 +10,7 @@ import typer
 class WandbMode(StrEnum):
     """What `wandb.mode` may be."""
 
+    AUTO = "auto"
     ONLINE = "online"
     OFFLINE = "offline"
     DISABLED = "disabled"

@@ -82,7 +82,8 @@ class BudgetSpec(Strict):
 class WandbSpec(Strict):
     """The Weights & Biases mirror. Records in Parquet do not depend on it."""
 
-    mode: Literal["offline", "online", "disabled"] = "offline"
+    mode: Literal["auto", "offline", "online", "disabled"] = "auto"
+    """auto: what WANDB_MODE says, or else online where there is a key, and offline where there is none."""
     project: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^/\\#?%:]+$")] = "fat_ray"
     entity: str | None = None
 

@@ -12,8 +12,8 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from fat_ray.errors import RecordError, SupersededError
 from fat_ray.events import Status
+from fat_ray.records.mirror.driver import WandbMirror
 from fat_ray.records.reader import part_number, parts, read_part, read_table
-from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.study import BudgetSpec, StudySpec
 from fat_ray.study.ledger import Close, Cost, Ledger, Trial
 from fat_ray.study.retention import prune_checkpoints

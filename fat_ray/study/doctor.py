@@ -9,15 +9,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from fat_ray.errors import ResourceError
+from fat_ray.records.mirror.access import has_key
 from fat_ray.study.environment import short_directory
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -244,20 +243,8 @@ def _disk(out: Path) -> Check:
 
 def _wandb(environ: Mapping[str, str]) -> Check:
     mode = environ.get("WANDB_MODE", "not set")
-    key = has_wandb_key(environ)
+    key = has_key(environ)
     found = f"WANDB_MODE {mode}, {'a key is present' if key else 'no key'}"
     if key:
         return Check("wandb", "ok", found)
     return Check("wandb", "ok", found, "offline mode works without; for --wandb online run: wandb login")
-
-
-def has_wandb_key(environ: Mapping[str, str]) -> bool:
-    """Whether Weights & Biases would find a key: in the environment or in the netrc file. The key itself is not looked at."""
-    if environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    path = Path(environ.get("NETRC") or Path.home() / ".netrc")
-    try:
-        return netrc(path).authenticators(host) is not None
-    except (OSError, NetrcParseError):
-        return False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fat_ray.errors import InputError
 from fat_ray.records.manifest import create_study, discard_study
-from fat_ray.records.wandb import WandbMirror
+from fat_ray.records.mirror.driver import WandbMirror
 from fat_ray.spec.check import substitute
 from fat_ray.spec.run import RunSpec
 from fat_ray.spec.space import Choice

@@ -10,8 +10,8 @@ from typing import Any
 from fat_ray.errors import InputError, Interrupted, RecordError, RunFailedError
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.manifest import read_manifest, read_study
+from fat_ray.records.mirror.driver import WandbMirror
 from fat_ray.records.reader import run_end
-from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.daemons import tied_to_servers
@@ -85,6 +85,7 @@ def resume_once(directory: Path, *, workers: int | None = None, ray: bool = Fals
         before = run_end(directory, job.run)
         if before is not None and before.status not in (Status.STOPPED, Status.FAILED):
             mirror.catch_up([job.run])
+            mirror.close()
             return None
         clear_requests(directory, job.run)
         with _under_ray(spec, directory) if ray else _without_ray() as train:
@@ -138,6 +139,8 @@ def _follow(job: RunJob, train: Train, mirror: WandbMirror, *, quiet: bool) -> R
 
     def report(metrics: Mapping[str, Any]) -> None:
         mirror.advance(job.run)
+        for url in mirror.new_links().values():
+            say(f"W&B      {url}")
         say(_progress(metrics, job.spec.train.steps, time.monotonic() - began_s))
 
     say(f"{job.run}: {job.spec.train.steps} steps, {job.spec.train.workers} worker(s), policy {job.spec.freeze.policy}")
@@ -155,13 +158,12 @@ def _finishing(mirror: WandbMirror, run: str) -> Iterator[None]:
     try:
         yield
     except Interrupted as interrupted:
-        if not interrupted.at_once:
-            mirror.finish(run)
+        if interrupted.at_once:
+            mirror.abandon()
         raise
-    except BaseException:
+    finally:
         mirror.finish(run)
-        raise
-    mirror.finish(run)
+        mirror.close()
 
 
 def _record_failure(job: RunJob, reason: str) -> None:

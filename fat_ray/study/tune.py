@@ -11,11 +11,13 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from fat_ray.errors import SupersededError
-from fat_ray.records.wandb import WandbMirror
+from fat_ray.records.driver import DONE, STOPPED
+from fat_ray.records.mirror.driver import WandbMirror
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.callbacks import Mirror, Supervisor, used_up
 from fat_ray.study.ledger import Ledger
 from fat_ray.study.plan import Plan
+from fat_ray.study.portrait import Portrait
 from fat_ray.study.retention import prune_checkpoints
 from fat_ray.study.room import Closing, Room
 from fat_ray.study.schedule import CooperativeScheduler
@@ -24,6 +26,7 @@ from fat_ray.study.trial import run_trial
 from fat_ray.train.resources import trial_resources
 from fat_ray.train.run import resolve
 from fat_ray.train.signals import Listener
+from fat_ray.view.document import document
 
 
 class Course:
@@ -54,8 +57,12 @@ class Course:
         return self.ledger.close is not None
 
     def tidy_up(self, mirror: WandbMirror) -> None:
-        """Does what a killed driver had not come to: mirrors runs that ended, and removes checkpoints that nobody needs."""
+        """Mirrors what a killed driver had not come to, sums the study up in W&B, and removes checkpoints that nobody needs."""
         mirror.catch_up([run for trial in self.ledger.trials if trial.status is not None for run in trial.ends])
+        portrait, close = Portrait(self.spec, self.ledger), self.ledger.close
+        portrait.ended = STOPPED if close is not None and close.may_go_on else DONE, str(close or "")
+        mirror.sum_up(document(portrait()))
+        mirror.close()
         prune_checkpoints(self.directory, self.spec, self.ledger)
 
 
@@ -118,7 +125,6 @@ def _closing(course: Course, mirror: WandbMirror) -> Iterator[None]:
 
 def _close(course: Course, mirror: WandbMirror) -> None:
     course.search.close()
-    mirror.close()
     course.tidy_up(mirror)
 
 

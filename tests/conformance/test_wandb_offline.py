@@ -15,8 +15,8 @@ import pytest
 import fat_ray
 from fat_ray.records.manifest import create_study, read_manifest
 from fat_ray.records.metrics import AXIS
+from fat_ray.records.mirror.content import run_config
 from fat_ray.records.reader import read_table, run_end, run_start, runs
-from fat_ray.records.wandb import run_config
 from fat_ray.spec.study import StudySpec
 from tests.support.runs import body, end, start
 from tests.support.wandb_file import OfflineRun, offline_runs
@@ -28,12 +28,12 @@ DRIVER = """
 import sys
 from fat_ray.events import Status
 from fat_ray.records.parquet import ParquetSink
-from fat_ray.records.wandb import WandbMirror
+from fat_ray.records.mirror.driver import WandbMirror
 from fat_ray.spec.study import WandbSpec
 from tests.support.runs import body, end, start
 
 directory = sys.argv[1]
-mirror = WandbMirror(directory, WandbSpec())
+mirror = WandbMirror(directory, WandbSpec(mode="offline"))
 mirror.check_writable()
 sinks = {run: ParquetSink(directory, run) for run in ("t0003-s0", "t0004-s0", "t0005-s0")}
 for run, sink in sinks.items():
@@ -108,7 +108,7 @@ def test_there_is_one_run_per_run_of_the_study_identified_as_such(place: Path, o
 def test_the_configuration_is_complete_before_the_first_log(place: Path, offline: dict[str, OfflineRun]) -> None:
     for run, found in offline.items():
         config = {name: value for name, value in found.config.items() if name != "_wandb"}
-        assert config == json.loads(json.dumps(run_config(run_start(place / "study", run))))
+        assert config == json.loads(json.dumps(run_config(run_start(place / "study", run), read_manifest(place / "study"))))
         assert "config" not in found.kinds[found.kinds.index("history") :]
         assert found.kinds.index("run") < found.kinds.index("history")
 
@@ -144,7 +144,7 @@ def test_every_value_of_the_records_is_logged_once_and_nothing_else(place: Path,
         for name, values in expected.items():
             assert values, name
             assert same(logged(found, name), values), (run, name)
-        structured = ("drift/histogram.", "freeze/schedule.")
+        structured = ("drift/histogram.", "freeze/schedule.", "freeze/picture.")
         names = {name for row in found.history for name in row if not name.startswith(("_", *structured))}
         assert names - {AXIS} == set(expected)
 
@@ -214,10 +214,10 @@ def test_nothing_is_written_outside_the_study(place: Path) -> None:
 NEXT_DRIVER = """
 import sys
 from fat_ray.records.reader import runs
-from fat_ray.records.wandb import WandbMirror
+from fat_ray.records.mirror.driver import WandbMirror
 from fat_ray.spec.study import WandbSpec
 
-mirror = WandbMirror(sys.argv[1], WandbSpec())
+mirror = WandbMirror(sys.argv[1], WandbSpec(mode="offline"))
 for run in sys.argv[2:]:
     mirror.begin_anew(run)
 mirror.catch_up(runs(sys.argv[1]))
@@ -230,7 +230,7 @@ def test_the_next_driver_mirrors_again_what_goes_on_or_was_not_mirrored_to_its_e
     before = {path.name for path in (study / "wandb").glob("offline-run-*")}
     assert run_driver(NEXT_DRIVER, study, place / "home").returncode == 0
     assert {path.name for path in (study / "wandb").glob("offline-run-*")} == before
-    (study / "wandb" / "finished" / "t0004-s0").unlink()  # as if the first driver had been killed on the way
+    (study / "wandb" / "mirrored" / "offline" / "t0004-s0.json").unlink()  # as if the first driver had been killed on the way
     assert run_driver(NEXT_DRIVER.replace("sys.argv[2:]", "['t0003-s0']"), study, place / "home").returncode == 0
     after = {path.name for path in (study / "wandb").glob("offline-run-*")}
     assert after & before == {name for name in before if "t0005-s0" in name}
@@ -242,12 +242,12 @@ def test_the_next_driver_mirrors_again_what_goes_on_or_was_not_mirrored_to_its_e
         assert found.exit_code == offline[run].exit_code
 
 
-@pytest.mark.parametrize(("key", "message"), [("", "needs credentials"), ("too-short", "cannot be used")])
+@pytest.mark.parametrize(("key", "message"), [("", "needs a W&B key"), ("too-short", "is no W&B key")])
 def test_online_without_credentials_is_refused_before_the_study_starts(tmp_path: Path, key: str, message: str) -> None:
     code = """
 import sys
 from fat_ray.errors import OutputError
-from fat_ray.records.wandb import WandbMirror
+from fat_ray.records.mirror.driver import WandbMirror
 from fat_ray.spec.study import WandbSpec
 
 try:

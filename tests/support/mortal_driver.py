@@ -13,9 +13,9 @@ from optuna.storages.journal import JournalFileBackend
 from ray.tune.search import Searcher
 
 from fat_ray.engine.vault import checkpoints
+from fat_ray.records.mirror.driver import WandbMirror
 from fat_ray.records.reader import read_table, runs
 from fat_ray.records.schema import TABLES
-from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.study import StudySpec, as_json, num_trials
 from fat_ray.study import trial as trial_module
 from fat_ray.study.journal import JOURNAL

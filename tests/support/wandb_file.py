@@ -37,8 +37,9 @@ class OfflineRun:
 
 
 def offline_runs(directory: Path) -> dict[str, OfflineRun]:
-    """By run, what a study's mirror holds; each run is there once."""
-    found = [read_offline_run(path) for path in sorted((directory / "wandb").glob("offline-run-*/*.wandb"))]
+    """By run, what a study's mirror holds; each run is there once. Without the one that sums up the study."""
+    files = [read_offline_run(path) for path in sorted((directory / "wandb").glob("offline-run-*/*.wandb"))]
+    found = [file for file in files if file.run.job_type != "study"]
     by_name = {run.run.display_name: run for run in found}
     assert len(by_name) == len(found)
     return by_name

@@ -5,8 +5,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from fat_ray.errors import ResourceError
+from fat_ray.records.mirror.access import has_key
 from fat_ray.study import doctor
-from fat_ray.study.doctor import GIB, Check, as_json, as_text, available_memory, has_wandb_key
+from fat_ray.study.doctor import GIB, Check, as_json, as_text, available_memory
 
 
 @pytest.mark.timeout(30)  # imports torch
@@ -83,10 +84,10 @@ def test_wandb_key_is_found_and_never_shown(tmp_path: Path) -> None:
     secret = "s3cret" * 7
     netrc = tmp_path / "netrc"
     netrc.write_text(f"machine api.wandb.ai login user password {secret}\n")
-    assert has_wandb_key({"WANDB_API_KEY": secret})
-    assert has_wandb_key({"NETRC": str(netrc)})
-    assert not has_wandb_key({"NETRC": str(netrc), "WANDB_BASE_URL": "https://wandb.example.org"})
-    assert not has_wandb_key({"NETRC": str(tmp_path / "none")})
+    assert has_key({"WANDB_API_KEY": secret})
+    assert has_key({"NETRC": str(netrc)})
+    assert not has_key({"NETRC": str(netrc), "WANDB_BASE_URL": "https://wandb.example.org"})
+    assert not has_key({"NETRC": str(tmp_path / "none")})
     check = doctor._wandb({"WANDB_API_KEY": secret, "WANDB_MODE": "offline"})
     assert "a key is present" in check.found
     assert secret not in as_text([check]) + as_json([check])
@@ -94,7 +95,7 @@ def test_wandb_key_is_found_and_never_shown(tmp_path: Path) -> None:
 
 def test_broken_netrc_is_no_key(tmp_path: Path) -> None:
     (tmp_path / "netrc").write_text("machine\n")
-    assert not has_wandb_key({"NETRC": str(tmp_path / "netrc")})
+    assert not has_key({"NETRC": str(tmp_path / "netrc")})
 
 
 def test_text_and_json() -> None:

@@ -14,7 +14,7 @@ import fat_ray
 from fat_ray.errors import OutputError
 from fat_ray.events import Status
 from fat_ray.records.manifest import create_study
-from fat_ray.records.wandb import WandbMirror
+from fat_ray.records.mirror.driver import WandbMirror
 from fat_ray.spec.job import RunJob
 from fat_ray.study.journal import Journal
 from fat_ray.study.launch import StudyOutcome, launch, resume

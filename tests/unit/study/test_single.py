@@ -17,8 +17,8 @@ from fat_ray.analysis.status import read_status
 from fat_ray.errors import DataError, InputError, OutputError, PolicyError, RecordError, ResourceError, RunFailedError
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.manifest import read_manifest
+from fat_ray.records.mirror.driver import WandbMirror
 from fat_ray.records.reader import run_end, run_start
-from fat_ray.records.wandb import WandbMirror
 from fat_ray.spec.job import RunJob
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.single import resume_once, run_once
