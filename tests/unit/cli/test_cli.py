@@ -320,6 +320,7 @@ def test_an_interruption_ends_with_its_signal(study: Path, monkeypatch: pytest.M
     assert result.stderr == f"fat-ray: stopped; go on with: fat-ray resume {study}\n"
 
 
+@pytest.mark.cpu_limit(10)  # imports torch
 def test_export_names_what_is_missing(study: Path, tmp_path: Path) -> None:
     result = invoke("export", study, "--out", tmp_path / "model.safetensors")
     assert result.exit_code == 2
