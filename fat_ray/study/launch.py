@@ -169,7 +169,8 @@ def _run(
             tied_to_servers(directory, lambda: listener.stopped_by),
         ):
             how = plan(spec, nodes)
-            require_shared(directory)
+            if len(nodes) > 1:
+                require_shared(directory)
             watch.begin(how, ready.weights_bytes)
             run_trials(course, how, watch.callbacks, listener, ready.mirror)
     return False

@@ -88,7 +88,7 @@ def test_a_wrong_token_is_refused_in_one_line(head: Head, tmp_path: Path) -> Non
 
 def test_a_study_goes_on_without_its_sender_and_is_stopped_and_resumed_from_outside(head: Head, tmp_path: Path) -> None:
     study, log, out = tmp_path / "tiny.yaml", tmp_path / "log", tmp_path / "out"
-    study.write_text(equal_trials("warm", slow_s=0.2, train={"steps": 24}, budget={"trials": 2}).model_dump_json())  # JSON is YAML
+    study.write_text(equal_trials("warm", slow_s=0.2, train={"steps": 60}, budget={"trials": 2}).model_dump_json())  # JSON is YAML
     sender = start(head, str(study), "--out", str(out), log=log)
     wait_until(lambda: sender.poll() is not None or "the job goes on without this command" in log.read_text(), "the study is sent")
     sender.send_signal(signal.SIGKILL)  # the laptop is closed
