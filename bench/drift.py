@@ -19,6 +19,7 @@ from torch import nn
 
 from bench.networks import BATCH, CASES, Case
 from bench.plain import PlainMeter
+from bench.tables import markdown
 from fat_ray.engine.step import build_optimizer
 from fat_ray.fisher.collector import Collector, Share, Sums
 from fat_ray.fisher.groups import build_groups
@@ -201,10 +202,7 @@ def table(found: Row) -> str:
     """The tables as text."""
     columns = ["network", "preset", "groups", "update_s", "plain_update_s", "ratio", "bytes_per_parameter"]
     columns += ["plain_step_s", "idle_over_plain", "collecting_over_plain"]
-    lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
-    for row in found["drift"]:
-        cells = [f"{row[column]:.3f}" if isinstance(row[column], float) else str(row[column]) for column in columns]
-        lines.append("| " + " | ".join(cells) + " |")
+    lines = [markdown(found["drift"], columns)]
     reduction = found["all_reduce"]
     flat, module, tensor = (reduction[way] for way in ("flat_s", "per_module_s", "per_tensor_s"))
     lines.append(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from bench.networks import BATCH, Case, crack_cnn, vision_transformer
+from bench.tables import markdown
 from fat_ray import rules
 from fat_ray.engine.flops import FlopMeter
 from fat_ray.engine.step import build_optimizer, wrap
@@ -289,16 +290,6 @@ COLUMNS = [
 ]
 
 
-def table(rows: list[Row]) -> str:
-    """As Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "| " + " | ".join("---" for _ in COLUMNS) + " |"]
-    for row in rows:
-        cells = [row.get(column) for column in COLUMNS]
-        texts = ["" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells]
-        lines.append("| " + " | ".join(texts) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.freeze", description=__doc__)
@@ -307,7 +298,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     given = parser.parse_args()
     found = run(given.cases, given.repeats)
-    print(json.dumps(found, indent=2) if given.json else table(found))
+    print(json.dumps(found, indent=2) if given.json else markdown(found, COLUMNS))
 
 
 if __name__ == "__main__":

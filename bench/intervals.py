@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
+from bench.tables import markdown
 from fat_ray.analysis.statistics import CONFIDENCE, EXACT_SEEDS, Floats, intervals, sign_flip
 
 Row = dict[str, Any]
@@ -50,14 +51,6 @@ def run(draws: int) -> list[Row]:
     return rows
 
 
-def table(rows: list[Row]) -> str:
-    """As Markdown."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "| " + " | ".join("---" for _ in rows[0]) + " |"]
-    cells = ([row.get(name, "") for name in rows[0]] for row in rows)
-    texts = ([f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in cells)
-    return "\n".join([*lines, *("| " + " | ".join(text) + " |" for text in texts)])
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.intervals", description=__doc__)
@@ -65,7 +58,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4000, help="made-up settings of each kind")
     given = parser.parse_args()
     rows = run(given.draws)
-    print(json.dumps(rows, indent=2) if given.json else table(rows))
+    print(json.dumps(rows, indent=2) if given.json else markdown(rows))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.tables import markdown
 from fat_ray.records.reader import read_table
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.launch import launch
@@ -131,13 +132,6 @@ def run(trials: Mapping[str, int], workers: int) -> list[Row]:
     return rows
 
 
-def table(rows: list[Row]) -> str:
-    """As Markdown."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "| " + " | ".join("---" for _ in rows[0]) + " |"]
-    texts = ([f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in rows)
-    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in texts)])
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.overhead", description=__doc__)
@@ -148,7 +142,7 @@ def main() -> None:
     given = parser.parse_args()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))  # workers import this module
     rows = run({"warm": given.warm, "stock": given.stock}, given.workers)
-    print(json.dumps(rows, indent=2) if given.json else table(rows))
+    print(json.dumps(rows, indent=2) if given.json else markdown(rows))
 
 
 if __name__ == "__main__":

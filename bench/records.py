@@ -15,6 +15,7 @@ import pandas as pd
 import polars as pl
 
 from bench.synthetic import Row, Size, write_study
+from bench.tables import markdown
 from fat_ray.analysis.read import open_studies, scan
 from fat_ray.records.compact import compact
 
@@ -138,14 +139,6 @@ def told(rows: Iterator[Row]) -> list[Row]:
     return found
 
 
-def table(rows: list[Row]) -> str:
-    """As Markdown."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]
-    texts = ([f"{row.get(name, ''):.3f}" if isinstance(row.get(name), float) else str(row.get(name, "")) for name in names] for row in rows)
-    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in texts)])
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.records", description=__doc__)
@@ -161,7 +154,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         studies = told(study_rows(given.folder or Path(folder), size, given.repeats, loose=not given.no_loose))
     asked = told(question_rows(Size(given.json_runs, updates=given.updates), given.repeats)) if given.json_runs else []
-    print(json.dumps([*studies, *asked], indent=2) if given.json else "\n\n".join(table(rows) for rows in (studies, asked) if rows))
+    print(json.dumps([*studies, *asked], indent=2) if given.json else "\n\n".join(markdown(rows) for rows in (studies, asked) if rows))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.tables import markdown
 from fat_ray.events import RunEnd, Status
 from fat_ray.records.reader import read_table
 from fat_ray.spec.job import RunJob
@@ -83,12 +84,8 @@ def run(workers: int, seeds: int) -> list[Row]:
 
 def table(rows: list[Row]) -> str:
     """As Markdown, with a row of medians."""
-    columns = list(rows[0])
-    middle = {column: statistics.median(row[column] for row in rows) for column in columns} | {"seed": "median"}
-    lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
-    cells = ([f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in [*rows, middle])
-    lines += ["| " + " | ".join(texts) + " |" for texts in cells]
-    return "\n".join(lines)
+    middle = {column: statistics.median(row[column] for row in rows) for column in rows[0]} | {"seed": "median"}
+    return markdown([*rows, middle])
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.tables import markdown
 from fat_ray.spec.study import StudySpec
 from fat_ray.study.launch import launch
 
@@ -87,13 +88,6 @@ def in_process(trials: int, sampler: str, wandb: str) -> Row:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def table(rows: list[Row]) -> str:
-    """As Markdown."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "| " + " | ".join("---" for _ in rows[0]) + " |"]
-    texts = ([f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in rows)
-    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in texts)])
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
@@ -108,7 +102,7 @@ def main() -> None:
         print(json.dumps(measured(given.one, given.sampler, given.wandb)))
         return
     rows = [in_process(trials, given.sampler, given.wandb) for trials in given.trials]
-    print(json.dumps(rows, indent=2) if given.json else table(rows))
+    print(json.dumps(rows, indent=2) if given.json else markdown(rows, digits=1))
 
 
 if __name__ == "__main__":
