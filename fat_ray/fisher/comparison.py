@@ -86,6 +86,10 @@ class Workshop:
                 self._batches.clear()
         return [{True: state.factors.data, False: state.squares.data} for state in states]
 
+    def keep(self) -> None:
+        """Other groups are active: batches of those before are not needed again."""
+        self._batches.clear()
+
     def batches(self, chosen: Sequence[int], num_pairs: int = 1) -> list[Batch]:
         """Groups of one kind, as many at a time as scratch memory allows.
 
@@ -179,6 +183,7 @@ class WithPrevious:
 
     def keep(self, active: Bools) -> None:
         """See `Comparison`."""
+        self._workshop.keep()
         self._owners = owners_of([group for group, on in zip(self._workshop.groups, active, strict=True) if on])
 
     def state(self) -> Arrays:
@@ -246,6 +251,7 @@ class WithAverage:
 
     def keep(self, active: Bools) -> None:
         """See `Comparison`."""
+        self._workshop.keep()
         self._averages = {index: average for index, average in self._averages.items() if active[index]}
 
     def state(self) -> Arrays:
