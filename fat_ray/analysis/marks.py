@@ -18,14 +18,14 @@ ROLES = {
     series.BEST: "best",
     series.OTHER: "other",
     series.FULL_KIND: "full",
-    series.MATCHED: "matched",
+    series.BASELINE: "matched",
     series.INCOMPLETE: "incomplete",
 }
 _SHAPES = {
     series.BEST: "circle",
     series.OTHER: "circle",
     series.FULL_KIND: "diamond",
-    series.MATCHED: "triangle-up",
+    series.BASELINE: "triangle-up",
     series.INCOMPLETE: "cross",
 }
 

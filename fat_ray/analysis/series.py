@@ -14,8 +14,8 @@ from fat_ray.view import text
 
 Rows = list[dict[str, Any]]
 
-BEST, OTHER, FULL_KIND, MATCHED, INCOMPLETE = "best compromise", "other trials", "full fine-tuning", "random matched", "incomplete runs"
-KINDS = (BEST, OTHER, FULL_KIND, MATCHED, INCOMPLETE)
+BEST, OTHER, FULL_KIND, BASELINE, INCOMPLETE = "best compromise", "other trials", "full fine-tuning", "other baselines", "incomplete runs"
+KINDS = (BEST, OTHER, FULL_KIND, BASELINE, INCOMPLETE)
 """Classes of runs that charts tell apart by colour, in the order of their legends."""
 
 SHOWN_SETTINGS, SHOWN_RUNS, CROWD, WINDOWS, CELLS = 30, 40, 40, 40, 400
@@ -72,7 +72,7 @@ def _kind(row: dict[str, Any], best: str) -> str:
     if row["partial"]:
         return INCOMPLETE
     if row["role"] == "baseline":
-        return FULL_KIND if row["label"] == FULL else MATCHED
+        return FULL_KIND if row["label"] == FULL else BASELINE
     return BEST if row["setting"] == best else OTHER
 
 

@@ -22,7 +22,7 @@ def _comparison(directory: Path, *runs: FakeRun, groups: list[GroupInfo] | None 
 def test_every_run_has_a_class(study: Path) -> None:
     assert series.kinds(compare([study])) == {
         "none-s0": series.FULL_KIND,
-        "random_matched-s0": series.MATCHED,
+        "random_matched-s0": series.BASELINE,
         "t0000-s0": series.BEST,
         "t0001-s0": series.OTHER,
         **dict.fromkeys(("t0002-s0", "t0003-s0", "t0004-s0"), series.INCOMPLETE),
