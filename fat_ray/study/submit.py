@@ -17,6 +17,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+from aiohttp import ClientError  # of Ray's client, which does not wrap them
+
 import fat_ray
 from fat_ray.errors import InputError, ResourceError
 from fat_ray.spec.load import LoadedStudy
@@ -292,7 +294,7 @@ async def _tail(client: Client, job: str, shown: _Shown) -> None:
             piece = await anext(pieces)
         except StopAsyncIteration:
             return
-        except Exception as error:
+        except (RuntimeError, OSError, ClientError) as error:
             raise _UnreachableError from error
         shown.add(piece)
 
@@ -307,7 +309,7 @@ def _status(client: Client, job: str) -> Any:
 def _end(client: Client, job: str) -> JobEnd | None:
     try:
         info = client.get_job_info(job)
-    except Exception as error:
+    except (RuntimeError, OSError) as error:
         raise _UnreachableError from error
     status = str(getattr(info.status, "value", info.status))
     if status not in _OVER:
