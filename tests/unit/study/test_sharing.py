@@ -30,6 +30,7 @@ def test_nodes_that_share_the_directory_leave_nothing_in_it(tmp_path: Path) -> N
 
 def test_a_single_node_has_nobody_to_share_with(tmp_path: Path) -> None:
     require_shared(tmp_path / "study", lambda _: {}, 0.0)
+    assert list((tmp_path / "study" / "control").iterdir()) == []
 
 
 def test_a_node_that_does_not_see_it_is_named_with_what_would_be_right(tmp_path: Path) -> None:
