@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,13 +22,6 @@ from tests.support.nodes import environment
 NETWORK = "10.77.0."
 UP_S = 90
 """How long a node may take to come up."""
-SOON_DEAD: Mapping[str, str] = {
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "3",
-}
-"""Ray notices a host that is silent after some 10 s, instead of 40."""
 # What runs on a host knows it by name only; the machine's own name would lead out of the namespace.
 ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'
 
@@ -70,7 +63,7 @@ class Host:
             ip("-n", self._space, "link", "set", link, "up")
         ip("-n", hosts.switch, "link", "set", self._port, "master", "switch", "up")
 
-    def popen(self, command: Sequence[str | Path], log: Path, **variables: str) -> subprocess.Popen[bytes]:
+    def popen(self, command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
         """Starts a command here, in a process group of its own; what it prints goes to the log."""
         enter = ["ip", "netns", "exec", self._space, "unshare", "--mount", "--uts", "sh", "-c", ENTER, "sh", self.name, self._hosts.names]
         with log.open("ab") as file:
@@ -79,18 +72,18 @@ class Host:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**environment(), **SOON_DEAD, **self._hosts.auth, "HOME": str(self._hosts.home), **variables},
+                env={**environment(), **self._hosts.auth, "HOME": str(self._hosts.home)},
                 start_new_session=True,
             )
 
-    def start_ray(self, *options: str, num_cpus: int = 1, **variables: str) -> None:
-        """Starts a Ray node, which is up when this returns: a head if no host has one yet."""
+    def start_ray(self) -> None:
+        """Starts a Ray node of one CPU, which is up when this returns: a head if no host has one yet."""
         log, head = self._hosts.directory / f"{self.name}.log", self._hosts.address
         where = ["--head", "--port=6379", "--include-dashboard=false"] if not head else [f"--address={head}"]
         place = f"--temp-dir={self._hosts.directory / self.name}"
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *where, f"--node-ip-address={self.address}", place]
         log.unlink(missing_ok=True)
-        process = self.popen([*command, f"--num-cpus={num_cpus}", "--object-store-memory=100000000", *options], log, **variables)
+        process = self.popen([*command, "--num-cpus=1", "--object-store-memory=100000000"], log)
         deadline_s = time.monotonic() + UP_S
         while "Ray runtime started" not in (text := log.read_text()):
             assert process.poll() is None, text
