@@ -81,7 +81,8 @@ def fit(
     Args:
         job: The run; its directory must be reachable by this process and all workers.
         executor: As returned by `resolve`.
-        report: Told the metrics of each evaluation in order, all of them before this returns, in this process. In a trial: `tune.report`.
+        report: Told the metrics of each evaluation in order, all of them before this returns, in this process; but
+            what it reports in the moment in which a worker is lost may be in the records alone. In a trial: `tune.report`.
             If it raises (Tune does to end a trial), the workers are asked to stop, and what it raised goes on when they have left.
         placement_timeout_s: A run waits as long as others hold what it needs, but fails when the whole cluster has been too small for it
             for so long. Warm workers have their place already.

@@ -13,7 +13,8 @@ def schedule_grid(freezes: pa.Table, num_groups: int, num_steps: int) -> np.ndar
     """Which groups train at which step.
 
     Args:
-        freezes: The table `freezes` of a run. A group that is frozen at step s was still updated by that step.
+        freezes: The table `freezes` of a run. A group that is frozen at step s was still updated by that step. It does not say
+            which groups thawed: those of policies that thaw count as frozen to the end.
         num_groups: Its groups.
         num_steps: Steps that it did.
 
