@@ -30,9 +30,12 @@ def prune_checkpoints(directory: Path, spec: StudySpec, ledger: Ledger) -> list[
     """
     if spec.train.checkpoint.retain == "all":
         return []
+    present = runs_with_checkpoints(directory)
+    if not present:
+        return []
     kept = {trial.name for trial in front(ledger, spec)}
     over = {job.run for trial in ledger.trials if _is_over(trial, ledger) and trial.name not in kept for job in trial.jobs}
-    removed = [run for run in runs_with_checkpoints(directory) if run in over]
+    removed = [run for run in present if run in over]
     for run in removed:
         try:
             forget(directory, run)
